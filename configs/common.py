@@ -1,0 +1,131 @@
+"""Every key of a config, documented once, with the defaults that a run starts from.
+
+Usage, in a config file:
+  from configs import common
+
+  def get_config():
+      config = common.get_config()
+      config.model.update(common.DIT_SIZES["B"])
+      return config
+"""
+
+from ml_collections import ConfigDict
+
+# DiT sizes (arXiv 2212.09748, Table 1); the patch size is a choice of its own.
+DIT_SIZES = {
+    "S": {"width": 384, "depth": 12, "num_heads": 6},
+    "B": {"width": 768, "depth": 12, "num_heads": 12},
+    "L": {"width": 1024, "depth": 24, "num_heads": 16},
+    "XL": {"width": 1152, "depth": 28, "num_heads": 16},
+}
+
+
+def get_config() -> ConfigDict:
+    """The defaults: the paper's where it has one."""
+    config = ConfigDict()
+
+    # Weights, data order, noise and times are functions of (seed, step, row) and nothing else.
+    config.seed = 0
+    # Global batch: rows a step over all hosts together.
+    config.batch_size = 256
+
+    config.data = ConfigDict()
+    # Folder of latent records, made by `python -m data_pipeline.encode_latents`.
+    config.data.path = ""
+    # What encode_latents reads to make them, KIND:PATH; a rehearsal makes missing records from it.
+    config.data.source = ""
+    # Shape of a latent, [side, side, channels]; the records must agree.
+    config.data.image_size = 32
+    config.data.channels = 4
+    config.data.num_classes = 1000
+    # The autoencoder that made the latents and decodes samples, NAME or NAME:WEIGHTS.
+    config.data.autoencoder = "identity"
+    # Threads that read batches ahead, and how many batches they keep ready.
+    config.data.num_threads = 2
+    config.data.prefetch = 8
+
+    config.model = ConfigDict()
+    config.model.update(DIT_SIZES["B"])
+    config.model.patch_size = 2
+    config.model.mlp_ratio = 4.0
+    # True: the official network's numerics (unscaled t and level in the embeddings, attention
+    # logits over head_dim, Xavier modulation). False: t x 1000, level x 100, 1/sqrt(head_dim),
+    # adaLN-Zero.
+    config.model.faithful = False
+    # Compute dtype, bfloat16 or float32; parameters are float32 always.
+    config.model.dtype = "bfloat16"
+    # What the backward pass recomputes: none, dots (all but matrix products) or full.
+    config.model.remat = "none"
+    # Layers compiled out of line in each turn of the scan over layers: more compile time, fewer
+    # copies; it pays for shallow networks.
+    config.model.unroll = 1
+
+    config.objective = ConfigDict()
+    # Which of the objectives below trains; each has its own keys, explained in its file.
+    config.objective.name = "shortcut"
+    config.objective.flow_matching = ConfigDict()
+    config.objective.flow_matching.finest_steps = 128
+    config.objective.flow_matching.label_dropout = 0.1
+    config.objective.flow_matching.sigma_min = 1e-5
+    config.objective.shortcut = ConfigDict()
+    config.objective.shortcut.finest_steps = 128
+    # Share of bootstrap rows, a unit fraction (paper 1/4, official code 1/8).
+    config.objective.shortcut.bootstrap_share = 0.25
+    # Rows left over after an equal deal to the levels: "rotate" through the levels by step, or all
+    # to the "coarsest" as in the official code.
+    config.objective.shortcut.level_remainder = "rotate"
+    # Bound on the half-step state and on the target; 0 for none.
+    config.objective.shortcut.clip = 4.0
+    # Guidance in the target of the finest bootstrap level; 1 for none.
+    config.objective.shortcut.guidance = 1.0
+    # Share of flow rows that lose their label.
+    config.objective.shortcut.label_dropout = 0.1
+    # Name of the average in `emas` that makes targets; "" for the trained weights.
+    config.objective.shortcut.target_ema = "target"
+    config.objective.shortcut.sigma_min = 1e-5
+
+    config.optimizer = ConfigDict()
+    # AdamW. The rate warms up linearly, then stays constant or decays to zero by a cosine.
+    config.optimizer.learning_rate = 1e-4
+    config.optimizer.schedule = "constant"
+    config.optimizer.warmup_steps = 0
+    config.optimizer.b1 = 0.9
+    config.optimizer.b2 = 0.999
+    # Decoupled, on all parameters.
+    config.optimizer.weight_decay = 0.1
+
+    # Decay of each average of the weights, by name. Evaluation and sampling use "evaluation";
+    # objectives name theirs.
+    config.emas = ConfigDict({"evaluation": 0.999, "target": 0.999})
+
+    config.mesh = ConfigDict()
+    # Devices along each axis; -1 chooses. Rows of a batch are split over data x fsdp, weights over
+    # fsdp x tensor. Where the batch has too few rows for all devices, the rest go to tensor.
+    config.mesh.data = -1
+    config.mesh.fsdp = 1
+    config.mesh.tensor = -1
+
+    config.train = ConfigDict()
+    config.train.num_steps = 400_000
+    # Steps between lines on the console and points in TensorBoard.
+    config.train.log_every_steps = 100
+
+    config.checkpoint = ConfigDict()
+    # Steps between saves, which go on beside training; the last step is saved too. 0 for never.
+    config.checkpoint.every_steps = 5_000
+    # The newest ones to keep.
+    config.checkpoint.keep = 3
+
+    config.evaluation = ConfigDict()
+    # Steps between evaluations while training; 0 for never.
+    config.evaluation.every_steps = 50_000
+    # Step counts to sample at.
+    config.evaluation.steps = (1, 4, 128)
+    config.evaluation.num_samples = 50_000
+    # Samples a program run, over all devices.
+    config.evaluation.batch_size = 256
+    # Distance: fd_pixel, the Frechet distance of decoded pixels in [-1, 1].
+    config.evaluation.protocol = "fd_pixel"
+    # Classifier-free guidance while sampling; 1 for none.
+    config.evaluation.guidance = 1.0
+    return config

@@ -1,0 +1,31 @@
+"""The autoencoder of pixel space: the latent is the image.
+
+Usage:
+    mean, std = Identity().encode(images)  # mean is images, std is None
+"""
+
+import dataclasses
+
+from data_pipeline.autoencoders.base import Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Identity:
+    """Leaves images as they are."""
+
+    name: str = "identity"
+    digest: str = "identity"
+    scale: float = 1.0
+    deterministic: bool = True
+
+    def latent_shape(self, image_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of the image."""
+        return tuple(image_shape)
+
+    def encode(self, images: Array) -> tuple[Array, Array | None]:
+        """Returns the images [n, H, W, C] as the mean, and no std."""
+        return images, None
+
+    def decode(self, latents: Array) -> Array:
+        """Returns the latents [n, H, W, C]."""
+        return latents

@@ -1,0 +1,174 @@
+"""The manifest of a folder of latent records: all that a reader must know to decode them.
+
+Usage:
+    manifest = Manifest.load("DIR")            # reads DIR/manifest.json
+    manifest.record_dtype                      # the bytes of one record, as a numpy dtype
+    manifest.require_autoencoder(name, digest) # refuses latents that another autoencoder made
+    manifest.save("DIR")                       # whole or not at all
+"""
+
+import dataclasses
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_pipeline.errors import UserError
+
+FORMAT_VERSION = 1
+FILE_NAME = "manifest.json"
+
+_AUTOENCODER_KEYS = ("name", "digest", "scale", "deterministic", "latent_shape", "image_shape")
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """One field of every record: `shape` values of `dtype` (a numpy name such as float16)."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """One ArrayRecord file: its name within the folder, and what tells a whole one from another."""
+
+    file: str
+    num_records: int
+    num_bytes: int
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """What a folder of latent records holds.
+
+    Attributes:
+        fields: the fields of a record, in the order of their bytes. `mean` [H, W, C] float16;
+            `std` [H, W, C] float16 unless the autoencoder is deterministic; `mean_flipped` and
+            `std_flipped`, the latents of the mirrored image, where preprocessing["flips"]; and
+            `label`, an int32 scalar.
+        shards: the files, in the order of the record indices.
+        autoencoder: name, digest, scale, deterministic, latent_shape and image_shape. Stored
+            latents are not scaled: the model sees mean * scale.
+        preprocessing: the source, its digest, and whether flips are kept.
+        class_names: the name of every label, by label.
+        num_records: how many records the shards hold together.
+        format_version: the version of this format; a reader refuses those it does not know.
+    """
+
+    fields: tuple[Field, ...]
+    shards: tuple[Shard, ...]
+    autoencoder: dict[str, Any]
+    preprocessing: dict[str, Any]
+    class_names: tuple[str, ...]
+    num_records: int
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def record_dtype(self) -> np.dtype[Any]:
+        """The packed little-endian structured dtype of one record."""
+        return np.dtype(
+            [(f.name, np.dtype(f.dtype).newbyteorder("<"), f.shape) for f in self.fields]
+        )
+
+    @property
+    def num_classes(self) -> int:
+        """How many labels there are."""
+        return len(self.class_names)
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """The shape [H, W, C] of one latent."""
+        return tuple(self.autoencoder["latent_shape"])
+
+    def require_autoencoder(self, name: str, digest: str) -> None:
+        """Raises a UserError unless this autoencoder, with these weights, made the latents."""
+        made_by = (self.autoencoder["name"], self.autoencoder["digest"])
+        if made_by != (name, digest):
+            raise UserError(
+                f"the latents were made by autoencoder {made_by[0]} (digest {made_by[1]}), not by"
+                f" {name} (digest {digest}); encode the images again with that one"
+            )
+
+    @classmethod
+    def load(cls, directory: str | os.PathLike[str]) -> "Manifest":
+        """Reads and checks the manifest of a folder.
+
+        Raises:
+            UserError: it is missing, unreadable, inconsistent or of an unknown format version.
+        """
+        path = Path(directory) / FILE_NAME
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            raise UserError(
+                f"{path}: no such file; make the records with `python -m"
+                f" data_pipeline.encode_latents --source=... --output={directory}`"
+            ) from None
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: cannot be read: {error}") from None
+        version = raw.get("format_version") if isinstance(raw, dict) else None
+        if version != FORMAT_VERSION:
+            raise UserError(
+                f"{path}: format version {version!r} is unknown; this release reads version"
+                f" {FORMAT_VERSION}"
+            )
+        try:
+            manifest = cls(
+                fields=tuple(Field(**(f | {"shape": tuple(f["shape"])})) for f in raw["fields"]),
+                shards=tuple(Shard(**shard) for shard in raw["shards"]),
+                autoencoder={key: raw["autoencoder"][key] for key in _AUTOENCODER_KEYS},
+                preprocessing=dict(raw["preprocessing"]),
+                class_names=tuple(raw["class_names"]),
+                num_records=int(raw["num_records"]),
+            )
+            manifest._check()
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{path}: not a valid manifest: {type(error).__name__}: {error}"
+            ) from None
+        return manifest
+
+    def save(self, directory: str | os.PathLike[str]) -> None:
+        """Writes the manifest into a folder, whole or not at all.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        write_json(Path(directory) / FILE_NAME, dataclasses.asdict(self))
+
+    def _check(self) -> None:
+        """Raises a ValueError where the parts do not agree."""
+        dtype = self.record_dtype
+        if dtype.hasobject or not dtype.itemsize or not {"mean", "label"} <= set(dtype.names or ()):
+            raise ValueError(f"a record needs the fields mean and label, these are {dtype}")
+        if dtype["mean"].shape != self.latent_shape:
+            raise ValueError(f"the field mean is not of latent_shape {list(self.latent_shape)}")
+        total = sum(shard.num_records for shard in self.shards)
+        if total != self.num_records or total < 1:
+            raise ValueError(f"the shards hold {total} records, num_records is {self.num_records}")
+        if not math.isfinite(self.autoencoder["scale"]):
+            raise ValueError(f"the autoencoder's scale is {self.autoencoder['scale']}")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes indented JSON, whole or not at all; the same content gives the same bytes.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            json.dump(content, file, indent=2)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error}") from None

@@ -1,0 +1,210 @@
+"""Latent records in ArrayRecord shards: writing one, reading any, checking all.
+
+A record is a fixed number of bytes, so that a whole batch is decoded by one `np.frombuffer`.
+
+Usage:
+    shard = write_shard(Path("DIR/shard-00000-of-00001.array_record"), records)
+    reader = LatentReader("DIR")
+    batch = reader.read([17, 3, 1796])  # {"mean": [3, H, W, C] float16, "label": [3] int32}
+    verify("DIR")                       # compares every shard with its checksum
+"""
+
+from collections.abc import Sequence
+import contextlib
+import dataclasses
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+import numpy as np
+
+from data_pipeline.errors import UserError
+from data_pipeline.manifest import FORMAT_VERSION, Field, Manifest, Shard
+
+__all__ = [
+    "FORMAT_VERSION",
+    "Field",
+    "LatentReader",
+    "Manifest",
+    "Shard",
+    "file_sha256",
+    "verify",
+    "write_shard",
+]
+
+# One record a chunk, so that a random read decodes nothing else. Latents barely compress, and
+# uncompressed bytes depend on no compressor's version.
+_WRITER_OPTIONS = "group_size:1,uncompressed"
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_shard(path: Path, records: np.ndarray) -> Shard:
+    """Writes records into an ArrayRecord file, whole or not at all.
+
+    Args:
+        path: the file; it appears, or is replaced, only once all of it is on the disk.
+        records: [n] of a manifest's `record_dtype`.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    size = records.dtype.itemsize
+    raw = np.ascontiguousarray(records).view(np.uint8).data
+    try:
+        writer = ArrayRecordWriter(str(temporary), _WRITER_OPTIONS)
+        for start in range(0, len(raw), size):
+            writer.write(bytes(raw[start : start + size]))
+        writer.close()
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        shard = Shard(path.name, len(records), temporary.stat().st_size, file_sha256(temporary))
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{path}: cannot be written: {error}") from None
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+    return shard
+
+
+def check_size(path: Path, shard: Shard) -> None:
+    """Raises a UserError unless the shard's file is there and of the size it was written with."""
+    try:
+        found = path.stat().st_size
+    except OSError as error:
+        raise UserError(
+            f"{path}: missing shard: {error.strerror}; encode the latents again"
+        ) from None
+    if found != shard.num_bytes:
+        raise UserError(
+            f"{path}: damaged shard: {found} bytes, the manifest says {shard.num_bytes}; encode"
+            " the latents again"
+        )
+
+
+def verify(directory: str | os.PathLike[str]) -> Manifest:
+    """Reads every shard of a folder and compares it with the checksum in the manifest.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        UserError: names the first shard that is missing or differs.
+    """
+    manifest = Manifest.load(directory)
+    for shard in manifest.shards:
+        path = Path(directory) / shard.file
+        check_size(path, shard)
+        if file_sha256(path) != shard.sha256:
+            raise UserError(f"{path}: damaged shard: its checksum is not the manifest's")
+    return manifest
+
+
+@dataclasses.dataclass(frozen=True)
+class _WholeFile:
+    """What ArrayRecordDataSource wants to know of a file, so that it need not open it to count."""
+
+    filename: str
+    examples_in_shard: int
+    skip: int = 0
+
+    @property
+    def take(self) -> int:
+        return self.examples_in_shard
+
+
+class LatentReader:
+    """Random access to the records of a folder; safe to share among threads.
+
+    Opening compares the size and the record count of every shard with the manifest; `verify` reads
+    them all. Every record carries a hash of its own, which each read checks.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str]):
+        """Opens a folder.
+
+        Raises:
+            UserError: the manifest or a shard is missing, damaged or of another format.
+        """
+        self.directory = Path(directory)
+        self.manifest = Manifest.load(directory)
+        self._dtype = self.manifest.record_dtype
+        files = []
+        for shard in self.manifest.shards:
+            path = self.directory / shard.file
+            check_size(path, shard)
+            _check_count(path, shard.num_records)
+            files.append(_WholeFile(str(path), shard.num_records))
+        self._source = ArrayRecordDataSource(files)
+
+    def __len__(self) -> int:
+        return self.manifest.num_records
+
+    def read(self, indices: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
+        """Reads records in the order asked for, repetitions included.
+
+        Args:
+            indices: [n] record indices in [0, len(self)).
+
+        Returns:
+            The fields by name, each [n, *field shape], contiguous and owned by the caller.
+
+        Raises:
+            UserError: an index is out of range, or a record is damaged or of another length.
+        """
+        indices = np.asarray(indices, dtype=np.int64)
+        outside = indices[(indices < 0) | (indices >= len(self))]
+        if outside.size:
+            raise UserError(
+                f"{self.directory}: record index {outside[0]} is out of range: there are"
+                f" {len(self)} records"
+            )
+        keys = indices.tolist()
+        try:
+            raw = self._source.__getitems__(keys) if keys else []
+        except RuntimeError:
+            self._raise_for_damaged_record(keys)
+            raise
+        size = self._dtype.itemsize
+        for key, record in zip(keys, raw, strict=True):
+            if len(record) != size:
+                raise UserError(
+                    f"{self._path_of(key)}: record {key} has {len(record)} bytes, the manifest's"
+                    f" fields make {size}"
+                )
+        records = np.frombuffer(b"".join(raw), dtype=self._dtype)
+        return {name: np.array(records[name]) for name in self._dtype.names or ()}
+
+    def _raise_for_damaged_record(self, keys: list[int]) -> None:
+        """Raises a UserError that names the first unreadable record, if there is one."""
+        for key in keys:
+            try:
+                self._source[key]
+            except RuntimeError as error:
+                raise UserError(f"{self._path_of(key)}: record {key} is damaged: {error}") from None
+
+    def _path_of(self, key: int) -> Path:
+        """The shard that holds a record."""
+        ends = np.cumsum([shard.num_records for shard in self.manifest.shards])
+        return self.directory / self.manifest.shards[int(np.searchsorted(ends, key, "right"))].file
+
+
+def _check_count(path: Path, num_records: int) -> None:
+    """Raises a UserError unless the file is an ArrayRecord file of so many records."""
+    try:
+        reader: Any = ArrayRecordReader(str(path))
+        found = reader.num_records()
+        reader.close()
+    except RuntimeError as error:
+        raise UserError(f"{path}: damaged shard: {error}") from None
+    if found != num_records:
+        raise UserError(f"{path}: holds {found} records, the manifest says {num_records}")

@@ -1,0 +1,1 @@
+"""Ways to start a run: rehearsed here, or on a pod."""

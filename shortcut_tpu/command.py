@@ -1,0 +1,137 @@
+"""How a command starts and how it fails: flags, help, and user errors in one line.
+
+Usage, at the end of a command's file:
+  def define_flags() -> None:
+      command.define_config()
+      flags.DEFINE_string("workdir", None, "folder of the run")
+
+  if __name__ == "__main__":
+      command.run(main, define_flags)
+"""
+
+from collections.abc import Callable, Sequence
+import json
+import os
+from pathlib import Path
+import sys
+from typing import Any, TypeVar
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from data_pipeline.errors import UserError, exit_on_user_error
+from shortcut_tpu import config as config_lib
+
+T = TypeVar("T")
+
+
+def run(main: Callable[[], None], define_flags: Callable[[], None]) -> None:
+    """Parses the flags and runs `main`; errors a user can cause end in one line and status 1.
+
+    Flags are defined here and not at import, so that one command can import another.
+    """
+    define_flags()
+
+    def guarded(arguments: Sequence[str]) -> None:
+        if len(arguments) > 1:
+            raise UserError(f"unexpected argument {arguments[1]!r}; flags look like --name=value")
+        # Orbax and CLU tell the log everything they do; people have `observability.console`.
+        logging.set_verbosity(logging.WARNING)
+        main()
+
+    app.run(exit_on_user_error(guarded), flags_parser=exit_on_user_error(_parse))
+
+
+def define_config() -> None:
+    """Defines --config and, when it is parsed, its overrides --config.KEY=VALUE."""
+    config_flags.DEFINE_config_file(
+        "config",
+        help_string="A file of configs/ by its name, or a path. --config.KEY=VALUE overrides a "
+        "key; configs/common.py explains them all.",
+    )
+
+
+def define_json() -> None:
+    """Defines --json, which `write_json` obeys."""
+    flags.DEFINE_string("json", None, "File for the figures that are printed.")
+
+
+def _parse(arguments: Sequence[str]) -> list[str]:
+    if {"--help", "-help", "-h"} & set(arguments):
+        app.usage(shorthelp=True, writeto_stdout=True)
+        sys.exit(0)
+    try:
+        return flags.FLAGS(config_lib.prepare_arguments(arguments))
+    except flags.Error as error:
+        raise UserError(str(error)) from None
+
+
+def config() -> Any:
+    """The parsed --config, with its overrides.
+
+    Raises:
+      UserError: the flag was not given.
+    """
+    if flags.FLAGS.config is None:
+        raise UserError(f"--config is missing; there are {', '.join(config_lib.names())}")
+    return flags.FLAGS.config
+
+
+def config_path() -> Path:
+    """The file that --config named, whether by name or by path."""
+    flag: Any = flags.FLAGS["config"]
+    return Path(flag.config_filename)
+
+
+def required(name: str, meaning: str) -> str:
+    """The value of a flag that must be given.
+
+    Raises:
+      UserError: it was not.
+    """
+    value = flags.FLAGS[name].value
+    if not value:
+        raise UserError(f"--{name} is missing: {meaning}")
+    return value
+
+
+def integers(name: str) -> tuple[int, ...]:
+    """The positive integers of a flag like 1,2,4.
+
+    Raises:
+      UserError: it holds something else.
+    """
+    text = flags.FLAGS[name].value or ""
+    try:
+        numbers = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if not numbers or min(numbers) < 1:
+        raise UserError(f"--{name}={text}: not positive whole numbers like 1,2,4")
+    return numbers
+
+
+def checked(make: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    """Calls `make`; a ValueError about a value of the config becomes a UserError."""
+    try:
+        return make(*args, **kwargs)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def write_json(figures: dict[str, Any]) -> None:
+    """Writes a command's figures where --json asked for them, whole or not at all.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    path = flags.FLAGS.json
+    if not path:
+        return
+    temporary = f"{path}.tmp"
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(temporary).write_text(json.dumps(figures, indent=2) + "\n")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"--json={path}: {error.strerror}") from None

@@ -1,0 +1,135 @@
+"""Configs from the command line: `--config=NAME_or_PATH --config.a.b=value`.
+
+Usage:
+  arguments = prepare_arguments(sys.argv)   # names become paths, unknown keys are refused
+  config = load("digits")                   # as its file says
+  save(config, workdir)                     # as it was run
+  config = restore(workdir)
+"""
+
+from collections.abc import Iterator, Sequence
+import difflib
+import importlib.util
+import json
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+import configs
+from data_pipeline.errors import UserError
+
+CONFIG_FILE = "config.json"
+_CONFIG_FOLDER = Path(configs.__file__).parent
+
+
+def names() -> list[str]:
+    """The configs that have a name."""
+    files = (path.stem for path in _CONFIG_FOLDER.glob("*.py"))
+    return sorted(name for name in files if name not in ("__init__", "common"))
+
+
+def resolve(name_or_path: str) -> Path:
+    """The file of a config.
+
+    Raises:
+      UserError: there is none.
+    """
+    if name_or_path in names():
+        return _CONFIG_FOLDER / f"{name_or_path}.py"
+    if name_or_path.endswith(".py") and Path(name_or_path).is_file():
+        return Path(name_or_path)
+    raise UserError(
+        f"--config={name_or_path}: neither a file ending in .py nor one of {', '.join(names())}"
+    )
+
+
+def load(name_or_path: str) -> ConfigDict:
+    """The config of a file, without overrides, locked.
+
+    Raises:
+      UserError: there is no such file, or it does not make a config.
+    """
+    path = resolve(name_or_path)
+    spec = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config()
+    except Exception as error:
+        raise UserError(f"{path}: {type(error).__name__}: {error}") from error
+    return config.lock()
+
+
+def prepare_arguments(arguments: Sequence[str]) -> list[str]:
+    """Replaces a config's name by its path, and checks the keys of overrides.
+
+    Args:
+      arguments: the command line, the program first.
+
+    Raises:
+      UserError: the config is missing, or a key is unknown; the message names the nearest one.
+    """
+    prepared = list(arguments)
+    config = None
+    for index, argument in enumerate(arguments):
+        flag, equals, value = argument.lstrip("-").partition("=")
+        if not argument.startswith("-") or flag != "config":
+            continue
+        if not equals and index + 1 < len(arguments):
+            value = arguments[index + 1]
+            prepared[index + 1] = str(resolve(value))
+        else:
+            prepared[index] = f"--config={resolve(value)}"
+        config = load(value)
+    for argument in arguments:
+        key = argument.lstrip("-").partition("=")[0]
+        if argument.startswith("--config.") and config is not None:
+            _check_key(config, key.removeprefix("config."))
+    return prepared
+
+
+def _check_key(config: ConfigDict, key: str) -> None:
+    known = dict(_leaves(config))
+    if key in known:
+        return
+    if any(leaf.startswith(f"{key}.") for leaf in known):
+        raise UserError(f"--config.{key} is a group of keys, not a value")
+    # The whole path first; for a key in the wrong group, its last part.
+    near = difflib.get_close_matches(key, known, n=1) or [
+        leaf for leaf in known if leaf.rpartition(".")[2] == key.rpartition(".")[2]
+    ]
+    hint = f"; the nearest is --config.{near[0]}" if near else "; configs/common.py lists them all"
+    raise UserError(f"--config.{key}: no such key{hint}")
+
+
+def _leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, object]]:
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def save(config: ConfigDict, workdir: Path) -> None:
+    """Writes the resolved config into the workdir, for `evaluate` and `sample`."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(config.to_dict(), indent=2, sort_keys=True)
+    temporary = workdir / f".{CONFIG_FILE}.tmp"
+    temporary.write_text(text + "\n")
+    temporary.replace(workdir / CONFIG_FILE)
+
+
+def restore(workdir: Path) -> ConfigDict:
+    """The config that `save` wrote.
+
+    Raises:
+      UserError: the folder is not a workdir.
+    """
+    path = workdir / CONFIG_FILE
+    try:
+        return ConfigDict(json.loads(path.read_text())).lock()
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; is {workdir} the --workdir of a run?") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not a config: {error}") from None

@@ -1,0 +1,34 @@
+"""Which hosts a run has: a TPU pod, a rehearsed pod on one machine, or this process alone.
+
+`launch/local_pod.sh` sets the variables of `Rehearsal`; on a TPU JAX finds the pod by itself.
+"""
+
+import os
+
+import jax
+
+COORDINATOR = "SHORTCUT_TPU_COORDINATOR"
+NUM_PROCESSES = "SHORTCUT_TPU_NUM_PROCESSES"
+PROCESS_ID = "SHORTCUT_TPU_PROCESS_ID"
+
+
+def initialize() -> None:
+    """Joins the run's other processes; must come before anything asks JAX for devices."""
+    # Random numbers must not depend on how an array is sharded.
+    jax.config.update("jax_threefry_partitionable", True)
+    if COORDINATOR in os.environ:
+        jax.distributed.initialize(
+            coordinator_address=os.environ[COORDINATOR],
+            num_processes=int(os.environ[NUM_PROCESSES]),
+            process_id=int(os.environ[PROCESS_ID]),
+        )
+    elif _on_tpu_pod():
+        jax.distributed.initialize()
+
+
+def _on_tpu_pod() -> bool:
+    """Whether this is one of several hosts of a TPU slice."""
+    if os.environ.get("JAX_PLATFORMS", "") == "cpu":
+        return False
+    hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "")
+    return "," in hosts or "MEGASCALE_COORDINATOR_ADDRESS" in os.environ

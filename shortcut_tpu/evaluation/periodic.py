@@ -1,0 +1,58 @@
+"""The evaluation that happens while a run trains."""
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+from data_pipeline.autoencoders import Autoencoder
+from shortcut_tpu.evaluation.evaluator import Evaluator, make_evaluator, table
+from shortcut_tpu.evaluation.generator import balanced_labels, make_generator, unit_to_uint8
+from shortcut_tpu.experiment import Experiment
+from shortcut_tpu.observability import sheets
+from shortcut_tpu.observability.console import say
+
+if TYPE_CHECKING:
+    from clu import metric_writers
+
+_SHEET_COLUMNS = 10
+
+
+class PeriodicEvaluation:
+    """Distances, their figure, and sheets of the same noises at each step count."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        autoencoder: Autoencoder,
+        writer: "metric_writers.MetricWriter",
+    ):
+        self._experiment = experiment
+        self._autoencoder = autoencoder
+        self._writer = writer
+        self._generator = make_generator(experiment, autoencoder)
+
+    @functools.cached_property
+    def _evaluator(self) -> Evaluator:
+        evaluation = self._experiment.config.evaluation
+        return make_evaluator(
+            self._generator,
+            self._autoencoder,
+            protocol=evaluation.protocol,
+            num_samples=evaluation.num_samples,
+        )
+
+    def __call__(self, step: int, params: Any) -> dict[int, float]:
+        """Evaluates, writes and prints; returns the distances by number of sampling steps."""
+        config = self._experiment.config
+        metric = self._evaluator.metric
+        labels = balanced_labels(4 * _SHEET_COLUMNS, config.data.num_classes)
+        distances, images = {}, {}
+        for num_steps in config.evaluation.steps:
+            distances[num_steps] = self._evaluator.distance(params, num_steps)
+            samples = self._generator(params, range(len(labels)), labels, num_steps)
+            page = sheets.sheet(unit_to_uint8(samples), _SHEET_COLUMNS)
+            images[f"samples/{num_steps}_steps"] = page[None]
+        images[f"eval/{metric}_over_steps"] = sheets.distance_figure(metric, distances)[None]
+        self._writer.write_scalars(step, {f"eval/{metric}@{n}": d for n, d in distances.items()})
+        self._writer.write_images(step, images)
+        say(*table(metric, distances))
+        return distances

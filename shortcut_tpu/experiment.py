@@ -1,0 +1,137 @@
+"""A config made into parts: model, objective, optimizer, mesh, shardings and the jitted step.
+
+`train` runs these and `preflight` compiles these, so that what was proven is what is run.
+
+Usage:
+  experiment = Experiment.from_config(config, devices=jax.devices(), latent_scale=0.18215)
+  state = experiment.init_state()
+  state, metrics = experiment.train_step(state, batch)
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+import optax
+
+from data_pipeline.errors import UserError
+from shortcut_tpu import partitioning
+from shortcut_tpu.command import checked
+from shortcut_tpu.models import DiT, DiTConfig
+from shortcut_tpu.objectives import Objective, make_objective
+from shortcut_tpu.train_state import TrainState, make_optimizer
+from shortcut_tpu.train_step import make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """The parts of a run.
+
+    Attributes:
+      latent_scale: the factor between stored latents and those that the model sees.
+    """
+
+    config: ConfigDict
+    model: DiT
+    objective: Objective
+    optimizer: optax.GradientTransformation
+    mesh: Mesh
+    latent_scale: float
+
+    @classmethod
+    def from_config(
+        cls, config: ConfigDict, devices: Sequence[jax.Device], latent_scale: float = 1.0
+    ) -> "Experiment":
+        """Builds the parts.
+
+        Raises:
+          UserError: a value of the config is out of range, or the batch does not fit the mesh.
+        """
+        objective = checked(make_objective, config.objective.to_dict())
+        for name in (*objective.ema_names, "evaluation"):
+            if name not in config.emas:
+                raise UserError(f"the run needs an average of the weights named emas.{name}")
+        model = DiT(
+            checked(
+                DiTConfig,
+                image_size=config.data.image_size,
+                channels=config.data.channels,
+                num_classes=config.data.num_classes,
+                **config.model,
+            )
+        )
+        shape = partitioning.choose_shape(
+            config.mesh,
+            len(devices),
+            batch_size=config.batch_size,
+            row_stride=objective.row_stride,
+            num_heads=config.model.num_heads,
+        )
+        return cls(
+            config=config,
+            model=model,
+            objective=objective,
+            optimizer=checked(make_optimizer, config),
+            mesh=partitioning.make_mesh(shape, devices),
+            latent_scale=latent_scale,
+        )
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        size = self.config.data.image_size
+        return (size, size, self.config.data.channels)
+
+    def _create_state(self, key: jax.Array) -> TrainState:
+        return TrainState.create(key, self.model, self.optimizer, self.config.emas)
+
+    @functools.cached_property
+    def abstract_state(self) -> TrainState:
+        """The state's shapes, dtypes and shardings."""
+        shapes = jax.eval_shape(self._create_state, jax.random.key(0))
+        return jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            shapes,
+            partitioning.state_shardings(self.mesh, shapes),
+        )
+
+    def init_state(self) -> TrainState:
+        """A fresh state, created where it lies."""
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
+        create = jax.jit(self._create_state, out_shardings=shardings)
+        return create(jax.random.key(self.config.seed))
+
+    def abstract_batch(self, fields: dict[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
+        """A global batch's shapes; `fields` maps names to (dtype, shape of one row)."""
+        rows = partitioning.rows(self.mesh)
+        return {
+            name: jax.ShapeDtypeStruct((self.config.batch_size, *shape), dtype, sharding=rows)
+            for name, (dtype, shape) in fields.items()
+        }
+
+    @functools.cached_property
+    def train_step(self) -> Any:
+        """The jitted step; it consumes the state it is given."""
+        step = make_train_step(
+            self.model,
+            self.objective,
+            self.optimizer,
+            self.config.emas,
+            latent_scale=self.latent_scale,
+            seed=self.config.seed,
+            row_shards=partitioning.row_shards(self.mesh),
+        )
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
+        return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+
+    @functools.cached_property
+    def summarize(self) -> Any:
+        """Metrics by row -> scalars on every host: means over the rows that a metric concerns."""
+        return jax.jit(
+            lambda metrics: jax.tree.map(jnp.nanmean, metrics),
+            out_shardings=partitioning.replicated(self.mesh),
+        )

@@ -1,0 +1,249 @@
+"""The latent Diffusion Transformer, conditioned on time, step size and label.
+
+Architecture: "Scalable Diffusion Models with Transformers" (arXiv 2212.09748), with the step-size
+condition of "One Step Diffusion via Shortcut Models" (arXiv 2410.12557, section 4).
+
+Usage:
+  model = DiT(DiTConfig(image_size=32, channels=4, **SIZES["B/2"], num_classes=1000))
+  params = model.init(jax.random.key(0))                  # nested dict of arrays
+  v = model.apply(params, x, t, d, labels)                # [B, H, W, C] float32
+"""
+
+import dataclasses
+from typing import Any
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from shortcut_tpu.models.embeddings import ScalarEmbedder, level_of, sincos_2d
+
+Params = Any
+
+REMAT_POLICIES = {
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class DiTConfig:
+    """Shapes and numerics of a DiT. `configs/common.py` documents each key for users."""
+
+    image_size: int
+    channels: int
+    patch_size: int
+    width: int
+    depth: int
+    num_heads: int
+    num_classes: int
+    mlp_ratio: float = 4.0
+    finest_level: int = 7
+    faithful: bool = False
+    dtype: str = "bfloat16"
+    remat: str = "none"
+    unroll: int = 1
+
+    def __post_init__(self) -> None:
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"model.patch_size={self.patch_size} does not divide the latents' side, "
+                f"{self.image_size}"
+            )
+        if self.width % self.num_heads or self.width % 4:
+            raise ValueError(
+                f"model.width={self.width} must be a multiple of 4 and of "
+                f"model.num_heads={self.num_heads}"
+            )
+        if self.remat not in REMAT_POLICIES:
+            raise ValueError(f"model.remat={self.remat!r} is none of {', '.join(REMAT_POLICIES)}")
+        if self.dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"model.dtype={self.dtype!r} is neither float32 nor bfloat16")
+
+    @property
+    def num_patches(self) -> int:
+        return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def time_scale(self) -> float:
+        """t in [0, 1] is stretched over the sinusoid's periods; the official network leaves it."""
+        return 1.0 if self.faithful else 1000.0
+
+    @property
+    def level_scale(self) -> float:
+        return 1.0 if self.faithful else 100.0
+
+    @property
+    def logit_scale(self) -> float:
+        """Attention logits: 1/sqrt(head_dim), but 1/head_dim in the official network."""
+        head_dim = self.width // self.num_heads
+        return 1.0 / head_dim if self.faithful else head_dim**-0.5
+
+
+def layer_norm(x: jax.Array) -> jax.Array:
+    """Layer norm over the last axis without scale and bias (epsilon 1e-6), in float32."""
+    y = x.astype(jnp.float32)
+    y = y - y.mean(-1, keepdims=True)
+    y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + 1e-6)
+    return y.astype(x.dtype)
+
+
+def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
+    """x [B, N, D] scaled by 1 + scale [B, D] and shifted by shift [B, D]."""
+    return x * (1 + scale[:, None]) + shift[:, None]
+
+
+class Block(nnx.Module):
+    """A DiT block: attention and MLP, each modulated and gated by the condition (adaLN)."""
+
+    def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
+        width, heads = config.width, config.num_heads
+        head_dim = width // heads
+        xavier = nnx.initializers.xavier_uniform()
+        # The three square matrices are initialised as themselves, not as one [D, 3D] matrix.
+        xavier_qkv = nnx.initializers.variance_scaling(2.0, "fan_avg", "uniform")
+        # adaLN-Zero makes every block the identity at first; the official network does not.
+        modulation_init = xavier if config.faithful else nnx.initializers.zeros_init()
+        hidden = int(width * config.mlp_ratio)
+
+        self.logit_scale = config.logit_scale
+        self.modulation = nnx.LinearGeneral(
+            width, (6, width), kernel_init=modulation_init, rngs=rngs
+        )
+        self.qkv = nnx.LinearGeneral(width, (3, heads, head_dim), kernel_init=xavier_qkv, rngs=rngs)
+        self.attention_out = nnx.LinearGeneral(
+            (heads, head_dim), width, axis=(-2, -1), kernel_init=xavier, rngs=rngs
+        )
+        self.mlp_in = nnx.Linear(width, hidden, kernel_init=xavier, rngs=rngs)
+        self.mlp_out = nnx.Linear(hidden, width, kernel_init=xavier, rngs=rngs)
+
+    def __call__(self, x: jax.Array, condition: jax.Array) -> jax.Array:
+        """x [B, N, D] and the activated condition [B, D] -> [B, N, D]."""
+        modulation = self.modulation(condition)
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.unstack(modulation, axis=1)
+
+        qkv = self.qkv(modulate(layer_norm(x), shift_a, scale_a))
+        query, key, value = jnp.unstack(qkv, axis=2)
+        attended = jax.nn.dot_product_attention(query, key, value, scale=self.logit_scale)
+        x = x + gate_a[:, None] * self.attention_out(attended)
+
+        hidden = nnx.gelu(self.mlp_in(modulate(layer_norm(x), shift_m, scale_m)))
+        return x + gate_m[:, None] * self.mlp_out(hidden)
+
+
+class FinalLayer(nnx.Module):
+    """Modulated norm and the projection to patches, zero at first."""
+
+    def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
+        zeros = nnx.initializers.zeros_init()
+        outputs = config.patch_size**2 * config.channels
+        self.modulation = nnx.LinearGeneral(
+            config.width, (2, config.width), kernel_init=zeros, rngs=rngs
+        )
+        self.project = nnx.Linear(config.width, outputs, kernel_init=zeros, rngs=rngs)
+
+    def __call__(self, x: jax.Array, condition: jax.Array) -> jax.Array:
+        shift, scale = jnp.unstack(self.modulation(condition), axis=1)
+        return self.project(modulate(layer_norm(x), shift, scale))
+
+
+class Network(nnx.Module):
+    """The modules of a DiT; `DiT` below is its functional face."""
+
+    def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        patch_channels = config.patch_size**2 * config.channels
+        xavier = nnx.initializers.xavier_uniform()
+        self.patch_embed = nnx.Linear(patch_channels, config.width, kernel_init=xavier, rngs=rngs)
+        self.time_embed = ScalarEmbedder(config.width, rngs=rngs)
+        self.step_embed = ScalarEmbedder(config.width, rngs=rngs)
+        # One row more than classes: the last is the null label of classifier-free guidance.
+        self.label_embed = nnx.Embed(
+            config.num_classes + 1,
+            config.width,
+            embedding_init=nnx.initializers.normal(0.02),
+            rngs=rngs,
+        )
+        self.blocks = self._stacked_blocks(rngs)
+        self.final = FinalLayer(config, rngs=rngs)
+
+    def _stacked_blocks(self, rngs: nnx.Rngs) -> Block:
+        @nnx.split_rngs(splits=self.config.depth)
+        @nnx.vmap(in_axes=0, out_axes=0)
+        def stack(rngs: nnx.Rngs) -> Block:
+            return Block(self.config, rngs=rngs)
+
+        return stack(rngs)
+
+    def __call__(self, x: jax.Array, t: jax.Array, d: jax.Array, labels: jax.Array) -> jax.Array:
+        config = self.config
+        dtype = jnp.dtype(config.dtype)
+        patch, side = config.patch_size, config.image_size // config.patch_size
+        batch = x.shape[0]
+
+        tokens = x.reshape(batch, side, patch, side, patch, config.channels)
+        tokens = tokens.transpose(0, 1, 3, 2, 4, 5).reshape(batch, side * side, -1)
+        h = self.patch_embed(tokens.astype(dtype))
+        h = (h + sincos_2d(config.width, side)).astype(dtype)
+
+        condition = (
+            self.time_embed(t * config.time_scale)
+            + self.step_embed(level_of(d, config.finest_level) * config.level_scale)
+            + self.label_embed(labels)
+        )
+        condition = nnx.silu(condition).astype(dtype)
+
+        # The layers are scanned, so that compile time does not grow with depth.
+        graph, stacked = nnx.split(self.blocks)
+
+        def layer(h: jax.Array, weights: nnx.State) -> tuple[jax.Array, None]:
+            return nnx.merge(graph, weights)(h, condition), None
+
+        if config.remat != "none":
+            layer = jax.checkpoint(layer, policy=REMAT_POLICIES[config.remat], prevent_cse=False)
+        h, _ = jax.lax.scan(layer, h, stacked, unroll=config.unroll)
+
+        out = self.final(h, condition).astype(jnp.float32)
+        out = out.reshape(batch, side, side, patch, patch, config.channels)
+        return out.transpose(0, 1, 3, 2, 4, 5).reshape(x.shape)
+
+
+class DiT:
+    """A DiT as two pure functions, `init` and `apply`, over a nested dict of parameters."""
+
+    def __init__(self, config: DiTConfig):
+        self.config = config
+        network = nnx.eval_shape(lambda: Network(config, rngs=nnx.Rngs(0)))
+        self._graph, self._abstract = nnx.split(network)
+
+    @property
+    def null_label(self) -> int:
+        """The label that stands for "no label"."""
+        return self.config.num_classes
+
+    def init(self, key: jax.Array) -> Params:
+        """Fresh float32 parameters, the blocks' stacked on a leading layer axis."""
+        return nnx.to_pure_dict(nnx.state(Network(self.config, rngs=nnx.Rngs(key))))
+
+    def apply(
+        self, params: Params, x: jax.Array, t: jax.Array, d: jax.Array, labels: jax.Array
+    ) -> jax.Array:
+        """The mean velocity s(x_t, t, d, y).
+
+        Args:
+          params: from `init`, any float dtype.
+          x: [B, H, W, C] latents at time t.
+          t: [B] time in [0, 1]; 0 is noise and 1 is data.
+          d: [B] step size in [0, 1]; below 2^-finest_level it counts as that.
+          labels: [B] int, `null_label` for none.
+
+        Returns:
+          [B, H, W, C] float32.
+        """
+        # Cast here, once, so that no layer of the scan converts its weights again.
+        dtype = jnp.dtype(self.config.dtype)
+        params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+        state = jax.tree.map(lambda leaf: leaf, self._abstract)
+        nnx.replace_by_pure_dict(state, params)
+        return nnx.merge(self._graph, state)(x, t, d, labels)

@@ -1,0 +1,73 @@
+"""Embeddings of time, step size, label and position for the DiT.
+
+Usage:
+  features = sinusoidal(t, 256)                    # [B] -> [B, 256]
+  positions = sincos_2d(width=768, side=16)        # [256, 768], constant
+"""
+
+import math
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+SINUSOID_CHANNELS = 256
+_MAX_PERIOD = 10_000.0
+
+
+def sinusoidal(value: jax.Array, channels: int = SINUSOID_CHANNELS) -> jax.Array:
+    """Cosines, then sines, of `value` at geometrically spaced frequencies 1 .. 1/10000.
+
+    Args:
+      value: [B], any float.
+      channels: even number of outputs.
+
+    Returns:
+      [B, channels] float32.
+    """
+    half = channels // 2
+    frequencies = np.exp(-math.log(_MAX_PERIOD) * np.arange(half, dtype=np.float32) / half)
+    angles = value.astype(jnp.float32)[:, None] * frequencies[None]
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def sincos_2d(width: int, side: int) -> np.ndarray:
+    """Fixed two-dimensional sine-cosine position embedding, row-major over the patches.
+
+    The first half of the channels encodes the column, the second the row, as in MAE and DiT.
+
+    Args:
+      width: channels, a multiple of 4.
+      side: patches along one edge.
+
+    Returns:
+      [side * side, width] float32.
+    """
+    omega = 1.0 / 10_000.0 ** (np.arange(width // 4) / (width / 4.0))
+
+    def encode(coordinate: np.ndarray) -> np.ndarray:
+        angles = coordinate.reshape(-1, 1) * omega
+        return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+
+    row, column = np.meshgrid(np.arange(side), np.arange(side), indexing="ij")
+    return np.concatenate([encode(column), encode(row)], axis=1).astype(np.float32)
+
+
+def level_of(step_size: jax.Array, finest_level: int) -> jax.Array:
+    """log2(1/d): 0 for one step over the whole path, at most `finest_level`."""
+    return -jnp.log2(jnp.maximum(step_size.astype(jnp.float32), 2.0**-finest_level))
+
+
+class ScalarEmbedder(nnx.Module):
+    """Embeds a scalar condition: sinusoid, linear, SiLU, linear (DiT, section 3)."""
+
+    def __init__(self, width: int, *, rngs: nnx.Rngs):
+        init = nnx.initializers.normal(0.02)
+        self.hidden = nnx.Linear(SINUSOID_CHANNELS, width, kernel_init=init, rngs=rngs)
+        self.out = nnx.Linear(width, width, kernel_init=init, rngs=rngs)
+
+    def __call__(self, value: jax.Array) -> jax.Array:
+        """[B] -> [B, width], computed in the dtype of the weights."""
+        features = sinusoidal(value).astype(self.hidden.kernel.dtype)
+        return self.out(nnx.silu(self.hidden(features)))

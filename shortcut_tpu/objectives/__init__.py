@@ -1,0 +1,31 @@
+"""Training objectives by name.
+
+To add one: a file here with a frozen dataclass derived from `Objective`, a line in `OBJECTIVES`,
+and its hyperparameters in `configs/common.py`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from shortcut_tpu.objectives.base import Inputs, Metrics, Objective
+from shortcut_tpu.objectives.flow_matching import FlowMatching
+from shortcut_tpu.objectives.shortcut import Shortcut
+
+OBJECTIVES: dict[str, type[Objective]] = {
+    objective.name: objective for objective in (FlowMatching, Shortcut)
+}
+
+
+def make_objective(config: Mapping[str, Any]) -> Objective:
+    """The objective that `config.name` names, with the hyperparameters under that name.
+
+    Raises:
+      ValueError: for an unknown name or a hyperparameter out of its range.
+    """
+    name = config["name"]
+    if name not in OBJECTIVES:
+        raise ValueError(f"objective.name={name!r} is none of {', '.join(OBJECTIVES)}")
+    return OBJECTIVES[name](**config[name])
+
+
+__all__ = ["OBJECTIVES", "Inputs", "Metrics", "Objective", "make_objective"]

@@ -1,0 +1,210 @@
+"""Shortcut models: one network for every step size, trained in one phase."""
+
+import dataclasses
+import math
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from shortcut_tpu.objectives import base
+
+
+@dataclasses.dataclass(frozen=True)
+class Shortcut(base.Objective):
+    """Flow matching at the finest step, self-consistency at all coarser ones.
+
+        flow rows       || s(x_t, t, 1/M) - (x_1 - x_0) ||^2
+        bootstrap rows  || s(x_t, t, 2d) - sg[(s(x_t, t, d) + s(x'_{t+d}, t+d, d)) / 2] ||^2
+                        with x'_{t+d} = x_t + d s(x_t, t, d), both from an average of the weights
+
+    Source: "One Step Diffusion via Shortcut Models" (arXiv 2410.12557, equation 5 and algorithm 1).
+    One plain mean over all rows, as in the official code. Every choice of either has a name:
+
+    Attributes:
+      finest_steps: M; step sizes are 1, 1/2, ..., 1/M and level means log2(1/d).
+      bootstrap_share: k, a unit fraction; every (1/k)-th row is a bootstrap row (paper 1/4,
+        code 1/8).
+      level_remainder: bootstrap rows are dealt to the levels in equal parts; what is left over goes
+        to level 0 ("coarsest", the official code) or to each level in its turn, step by step
+        ("rotate"), so that a batch with fewer bootstrap rows than levels still trains them all.
+      clip: bound on x' and on the target, |.| <= clip; 0 for none (code 4).
+      guidance: w in v_null + w (v - v_null), applied in the target of the finest bootstrap level
+        only, from which it spreads upwards without compounding; 1 for none.
+      label_dropout: on flow rows only, so that only the finest step knows the null label.
+      target_ema: the average of the weights that makes the targets; "" for the weights themselves.
+      sigma_min: noise left at t = 1 (code 1e-5, paper 0).
+    """
+
+    name: ClassVar[str] = "shortcut"
+
+    finest_steps: int = 128
+    bootstrap_share: float = 0.25
+    level_remainder: str = "rotate"
+    clip: float = 4.0
+    guidance: float = 1.0
+    label_dropout: float = 0.1
+    target_ema: str = "target"
+    sigma_min: float = 1e-5
+
+    def __post_init__(self) -> None:
+        if self.finest_steps < 2 or self.finest_steps & (self.finest_steps - 1):
+            raise ValueError(f"finest_steps={self.finest_steps} is not a power of two above 1")
+        if not 0 < self.bootstrap_share <= 1 or abs(1 / self.bootstrap_share % 1) > 1e-6:
+            raise ValueError(
+                f"bootstrap_share={self.bootstrap_share} is not a unit fraction 1, 1/2, 1/3, ..."
+            )
+        if self.level_remainder not in ("coarsest", "rotate"):
+            raise ValueError(f"level_remainder={self.level_remainder!r}: coarsest or rotate")
+
+    @property
+    def row_stride(self) -> int:
+        return round(1 / self.bootstrap_share)
+
+    @property
+    def ema_names(self) -> tuple[str, ...]:
+        return (self.target_ema,) if self.target_ema else ()
+
+    @property
+    def num_levels(self) -> int:
+        """Bootstrap levels, 0 .. num_levels - 1; flow rows are at level num_levels."""
+        return int(math.log2(self.finest_steps))
+
+    def step_condition(self, num_steps: int) -> float:
+        """d = 1/num_steps; between two trained step sizes, the finer."""
+        return max(2.0 ** -math.ceil(math.log2(num_steps)), 1 / self.finest_steps)
+
+    def loss(self, inputs: base.Inputs) -> tuple[jax.Array, base.Metrics]:
+        noise_key, flow_key, bootstrap_key, label_key = jax.random.split(inputs.key, 4)
+        x1, rows, stride = inputs.x1, inputs.x1.shape[0], self.row_stride
+        x0 = jax.random.normal(noise_key, x1.shape)
+
+        # Flow rows: the finest step, labels dropped.
+        t = jax.random.randint(flow_key, (rows,), 0, self.finest_steps) / self.finest_steps
+        d = jnp.full(rows, 1 / self.finest_steps)
+        target = base.path_velocity(x0, x1, self.sigma_min)
+        labels = base.drop_labels(label_key, inputs.labels, self.label_dropout, inputs.null_label)
+
+        # Bootstrap rows: every stride-th, so that every device has its share of them.
+        levels = self.levels(rows // stride, inputs.step)
+        boot_t = jnp.floor(jax.random.uniform(bootstrap_key, levels.shape) * 2.0**levels)
+        t = _put(t, stride, boot_t / 2.0**levels)
+        d = _put(d, stride, 2.0**-levels)
+        labels = _put(labels, stride, _take(inputs.labels, stride))
+        xt = base.path(x0, x1, t, self.sigma_min)
+        boot_target = self.targets(
+            inputs, _take(xt, stride), _take(t, stride), levels, _take(labels, stride)
+        )
+        target = _put(target, stride, boot_target)
+
+        v = inputs.apply(inputs.params, xt, t, d, labels)
+        error = base.mean_square(v - target)
+
+        by_row = error.reshape(-1, stride)
+        metrics = {"loss_flow": by_row[:, 1:], "loss_bootstrap": by_row[:, 0]}
+        for level in range(self.num_levels):
+            metrics[f"loss_level_{level}"] = jnp.where(levels == level, by_row[:, 0], jnp.nan)
+        return jnp.mean(error), metrics
+
+    def levels(self, rows: int, step: jax.Array | int) -> jax.Array:
+        """Levels [rows] float32 of the bootstrap rows at a step.
+
+        In equal parts from the finest down, dealt in the order of `_deal`, so that the guided level
+        lies on every `_guided_stride`-th row.
+        """
+        share, left = divmod(rows, self.num_levels)
+        finest_first = self.num_levels - 1 - jnp.arange(self.num_levels)
+        if self.level_remainder == "coarsest":
+            extra = jnp.zeros(left, finest_first.dtype)
+        else:
+            extra = jnp.sort((jnp.asarray(step) * left + jnp.arange(left)) % self.num_levels)[::-1]
+        levels = jnp.sort(jnp.concatenate([jnp.repeat(finest_first, share), extra]))[::-1]
+        return levels[self._deal(rows)].astype(jnp.float32)
+
+    def targets(
+        self,
+        inputs: base.Inputs,
+        xt: jax.Array,
+        t: jax.Array,
+        levels: jax.Array,
+        labels: jax.Array,
+    ) -> jax.Array:
+        """Self-consistency targets for steps of size 2^-level, from two half steps.
+
+        Args:
+          inputs: for the network, its averages and the null label.
+          xt: [n, H, W, C], at times t [n].
+          t: [n], multiples of 2^-level.
+          levels: [n]; guidance applies to rows of level num_levels - 1, which must lie where
+            `levels` puts them.
+          labels: [n].
+
+        Returns:
+          [n, H, W, C], no gradient flows into it.
+        """
+        params = inputs.emas[self.target_ema] if self.target_ema else inputs.params
+        params = jax.lax.stop_gradient(params)
+        half = 0.5 * 2.0**-levels
+        guided_stride = self._guided_stride(xt.shape[0], inputs.row_shards)
+
+        def velocity(x: jax.Array, t: jax.Array) -> jax.Array:
+            if self.guidance == 1:
+                return inputs.apply(params, x, t, half, labels)
+            # Conditional rows and the null-label copies of those that may be guided, in one batch.
+            x2, t2, d2 = (_append(a, _take(a, guided_stride), guided_stride) for a in (x, t, half))
+            null = jnp.full_like(_take(labels, guided_stride), inputs.null_label)
+            v = inputs.apply(params, x2, t2, d2, _append(labels, null, guided_stride))
+            v, v_null = _detach(v, guided_stride)
+            v_cond = _take(v, guided_stride)
+            guided = v_null + self.guidance * (v_cond - v_null)
+            is_guided = _take(levels, guided_stride) == self.num_levels - 1
+            guided = jnp.where(base.along_rows(is_guided, v_cond), guided, v_cond)
+            return _put(v, guided_stride, guided)
+
+        v1 = velocity(xt, t)
+        x_half = self._clip(xt + base.along_rows(half, xt) * v1)
+        v2 = velocity(x_half, t + half)
+        return jax.lax.stop_gradient(self._clip((v1 + v2) / 2))
+
+    def _clip(self, x: jax.Array) -> jax.Array:
+        return jnp.clip(x, -self.clip, self.clip) if self.clip else x
+
+    def _deal(self, rows: int) -> np.ndarray:
+        """For each row its rank in the finest-first list of levels: strided, not in blocks."""
+        stride = self._guided_stride(rows, 1)
+        return np.arange(rows).reshape(stride, rows // stride).T.reshape(rows)
+
+    def _guided_stride(self, rows: int, row_shards: int) -> int:
+        """The largest stride whose rows hold the whole guided level and every device's share.
+
+        A divisor of the stride that `levels` dealt with, so that moving to more devices changes
+        which rows are evaluated without a label and nothing else.
+        """
+        most = rows // self.num_levels + (rows % self.num_levels > 0)  # guided rows, at most
+        dealt = max(s for s in range(1, rows + 1) if rows % s == 0 and rows // s >= most)
+        return math.gcd(dealt, max(rows // row_shards, 1))
+
+
+def _take(rows: jax.Array, stride: int) -> jax.Array:
+    """Every stride-th of the rows [B, ...] -> [B / stride, ...]; local to each device."""
+    return rows.reshape(-1, stride, *rows.shape[1:])[:, 0]
+
+
+def _put(rows: jax.Array, stride: int, new: jax.Array) -> jax.Array:
+    """Rows [B, ...] with every stride-th replaced by one of `new` [B / stride, ...]."""
+    grouped = rows.reshape(-1, stride, *rows.shape[1:])
+    return jnp.concatenate([new[:, None].astype(rows.dtype), grouped[:, 1:]], 1).reshape(rows.shape)
+
+
+def _append(rows: jax.Array, extra: jax.Array, stride: int) -> jax.Array:
+    """Rows [B, ...] and, after each group of `stride`, one of `extra` [B / stride, ...]."""
+    grouped = rows.reshape(-1, stride, *rows.shape[1:])
+    joined = jnp.concatenate([grouped, extra[:, None]], axis=1)
+    return joined.reshape(-1, *rows.shape[1:])
+
+
+def _detach(rows: jax.Array, stride: int) -> tuple[jax.Array, jax.Array]:
+    """Undoes `_append`."""
+    grouped = rows.reshape(-1, stride + 1, *rows.shape[1:])
+    return grouped[:, :-1].reshape(-1, *rows.shape[1:]), grouped[:, -1]

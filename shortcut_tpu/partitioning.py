@@ -1,0 +1,160 @@
+"""The device mesh, and where every array of a run lies on it.
+
+Rows of a batch are split over the axes `data` and `fsdp`, weights over `fsdp` and `tensor`.
+
+Usage:
+  mesh = make_mesh(choose_shape(config.mesh, jax.device_count(), batch_size=256, row_stride=4))
+  shardings = state_shardings(mesh, jax.eval_shape(create, key))
+  x = jax.device_put(x, rows(mesh))
+"""
+
+from collections.abc import Mapping, Sequence
+import re
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from data_pipeline.errors import UserError
+
+DATA, FSDP, TENSOR = AXES = ("data", "fsdp", "tensor")
+ROWS = P((DATA, FSDP))
+
+# The first pattern found in a leaf's path decides. Averages and optimizer moments have their
+# parameter's path as a suffix and so lie where it does. The leading axis of `blocks` is the layer.
+RULES: tuple[tuple[str, P], ...] = (
+    (r"blocks/qkv/kernel", P(None, FSDP, None, TENSOR)),
+    (r"blocks/qkv/bias", P(None, None, TENSOR)),
+    (r"blocks/attention_out/kernel", P(None, TENSOR, None, FSDP)),
+    (r"blocks/mlp_in/kernel", P(None, FSDP, TENSOR)),
+    (r"blocks/mlp_in/bias", P(None, TENSOR)),
+    (r"blocks/mlp_out/kernel", P(None, TENSOR, FSDP)),
+    (r"blocks/modulation/kernel", P(None, FSDP, None, TENSOR)),
+    (r"blocks/modulation/bias", P(None, None, TENSOR)),
+    (r"", P()),
+)
+
+
+def choose_shape(
+    axes: Mapping[str, int],
+    num_devices: int,
+    *,
+    batch_size: int,
+    row_stride: int,
+    num_heads: int,
+) -> tuple[int, int, int]:
+    """The mesh (data, fsdp, tensor) for a config on some devices.
+
+    An axis of -1 is chosen: of the shapes whose devices hold whole strides of rows, the one with
+    the smallest tensor axis.
+
+    Args:
+      axes: `config.mesh`.
+      num_devices: how many there are.
+      batch_size: rows of the global batch.
+      row_stride: `Objective.row_stride`; every device holds a multiple of this many rows.
+      num_heads: the tensor axis must divide it.
+
+    Raises:
+      UserError: no shape fits; the message names batch sizes that would.
+    """
+    asked = tuple(axes[name] for name in AXES)
+    shapes = [
+        (num_devices // (fsdp * tensor), fsdp, tensor)
+        for tensor in _divisors(num_devices)
+        for fsdp in _divisors(num_devices // tensor)
+        if num_heads % tensor == 0
+    ]
+    # An unset fsdp axis stays 1: gathering weights is worth it only where someone asked for it.
+    shapes = [
+        shape
+        for shape in shapes
+        if all(want in (-1, have) for want, have in zip(asked, shape, strict=True))
+        and (asked[1] != -1 or shape[1] == 1)
+    ]
+    if not shapes:
+        raise UserError(
+            f"mesh (data, fsdp, tensor) = {asked} cannot be laid over {num_devices} devices with "
+            f"{num_heads} attention heads; the axes must multiply to {num_devices}, and tensor "
+            f"must divide the heads"
+        )
+    for shape in sorted(shapes, key=lambda shape: shape[2]):
+        if batch_size % (shape[0] * shape[1] * row_stride) == 0:
+            return shape
+    multiple = min(shape[0] * shape[1] for shape in shapes) * row_stride
+    near = max(batch_size // multiple, 1) * multiple
+    raise UserError(
+        f"batch_size={batch_size} cannot be laid out over {num_devices} devices in whole strides "
+        f"of {row_stride} rows each; batch sizes that can: {near}, {near + multiple}, or any "
+        f"other multiple of {multiple}"
+    )
+
+
+def _divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]
+
+
+def make_mesh(shape: tuple[int, int, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh of this shape over all devices, or over those given."""
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def row_shards(mesh: Mesh) -> int:
+    """Over how many devices the rows of a batch are split."""
+    return mesh.shape[DATA] * mesh.shape[FSDP]
+
+
+def rows(mesh: Mesh) -> NamedSharding:
+    """The sharding of an array whose first axis is a batch."""
+    return NamedSharding(mesh, ROWS)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of an array that every device holds whole."""
+    return NamedSharding(mesh, P())
+
+
+def state_shardings(mesh: Mesh, abstract: Any) -> Any:
+    """A NamedSharding for each leaf of a train state or of its parameters.
+
+    Args:
+      mesh: from `make_mesh`.
+      abstract: a pytree of arrays or of ShapeDtypeStructs.
+
+    Raises:
+      UserError: an axis does not divide a weight's dimension.
+    """
+
+    def place(path: Any, leaf: Any) -> NamedSharding:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        spec = next(spec for pattern, spec in RULES if re.search(pattern, name))
+        for dimension, axis in zip(leaf.shape, spec, strict=False):
+            if axis is not None and dimension % mesh.shape[axis]:
+                raise UserError(
+                    f"mesh.{axis}={mesh.shape[axis]} does not divide {dimension}, "
+                    f"a dimension of {name}"
+                )
+        return NamedSharding(mesh, spec)
+
+    return jax.tree_util.tree_map_with_path(place, abstract)
+
+
+def local_rows(mesh: Mesh, batch_size: int) -> tuple[int, int]:
+    """(start, stop): the rows of the global batch that this process's devices hold."""
+    held_by_device = rows(mesh).addressable_devices_indices_map((batch_size,)).values()
+    spans = [index[0].indices(batch_size) for index in held_by_device if index]
+    start, stop = min(span[0] for span in spans), max(span[1] for span in spans)
+    held = {row for span in spans for row in range(span[0], span[1])}
+    assert held == set(range(start, stop)), "a process's rows must be contiguous"
+    return start, stop
+
+
+def to_global(mesh: Mesh, batch: dict[str, Any], batch_size: int) -> dict[str, jax.Array]:
+    """Each process's rows, joined to global arrays without a copy between hosts."""
+    return {
+        name: jax.make_array_from_process_local_data(
+            rows(mesh), array, (batch_size, *array.shape[1:])
+        )
+        for name, array in batch.items()
+    }

@@ -1,0 +1,164 @@
+"""Trains a config; on a pod every host runs this same command.
+
+  python -m shortcut_tpu.train --config=digits --workdir=runs/digits
+  python -m shortcut_tpu.train --config=digits --workdir=runs/b --config.batch_size=256
+
+Started again with the same workdir it goes on from the newest checkpoint.
+"""
+
+from pathlib import Path
+import time
+
+from absl import flags
+import jax
+from ml_collections import ConfigDict
+
+from data_pipeline.autoencoders import load_autoencoder
+from data_pipeline.errors import UserError
+from data_pipeline.loader import make_loader
+from data_pipeline.manifest import Manifest
+from shortcut_tpu import command, distributed, partitioning
+from shortcut_tpu import config as config_lib
+from shortcut_tpu.checkpoints import Checkpoints
+from shortcut_tpu.evaluation.periodic import PeriodicEvaluation
+from shortcut_tpu.experiment import Experiment
+from shortcut_tpu.observability.console import duration, progress_line, say
+from shortcut_tpu.observability.writers import make_writer
+from shortcut_tpu.prefetch import Prefetch
+from shortcut_tpu.train_state import TrainState
+
+
+def train(config: ConfigDict, workdir: Path) -> TrainState:
+    """Runs or resumes training; returns the last state.
+
+    Raises:
+      UserError: the data are missing or of another shape, or the config cannot be run here.
+    """
+    started = time.monotonic()
+    num_steps = config.train.num_steps
+
+    # ---------------------------------------------------------------- data
+    manifest = Manifest.load(config.data.path)
+    autoencoder = load_autoencoder(config.data.autoencoder)
+    manifest.require_autoencoder(autoencoder.name, autoencoder.digest)
+    check_data(config, manifest)
+
+    # ---------------------------------------------------------------- model, objective, mesh
+    experiment = Experiment.from_config(config, jax.devices(), autoencoder.scale)
+    mesh = experiment.mesh
+    if jax.process_index() == 0:
+        config_lib.save(config, workdir)
+    say(describe(experiment, manifest))
+
+    # ---------------------------------------------------------------- state, fresh or restored
+    checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
+    first_step = checkpoints.latest_step() or 0
+    if first_step:
+        state = checkpoints.restore(experiment.abstract_state)
+        say(f"resumed from step {first_step} of {workdir / 'checkpoints'}")
+    else:
+        state = experiment.init_state()
+    if first_step >= num_steps:
+        say(f"nothing to train: step {first_step} is the last; another --workdir starts anew")
+
+    # ---------------------------------------------------------------- input
+    loader = make_loader(
+        config.data.path,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        rows=partitioning.local_rows(mesh, config.batch_size),
+        start_step=min(first_step, num_steps),
+        num_steps=num_steps,
+        num_threads=config.data.num_threads,
+        prefetch=config.data.prefetch,
+    )
+    batches = Prefetch(loader, lambda batch: partitioning.to_global(mesh, batch, config.batch_size))
+
+    # ---------------------------------------------------------------- loop
+    writer = make_writer(workdir, config.to_dict())
+    evaluation = PeriodicEvaluation(experiment, autoencoder, writer)
+    save_seconds, interval_start, interval_step = 0.0, time.monotonic(), first_step
+    for step in range(first_step + 1, num_steps + 1):
+        state, metrics = experiment.train_step(state, next(batches))
+
+        if step % config.train.log_every_steps == 0 or step == num_steps:
+            scalars = {f"train/{k}": float(v) for k, v in experiment.summarize(metrics).items()}
+            seconds = time.monotonic() - interval_start
+            per_step = seconds / (step - interval_step)
+            scalars["perf/step_seconds"] = per_step
+            scalars["perf/images_per_second"] = config.batch_size / per_step
+            scalars["perf/input_wait"] = batches.pop_wait() / seconds
+            scalars["perf/checkpoint_block_seconds"] = save_seconds
+            writer.write_scalars(step, scalars)
+            say(progress_line(step, num_steps, scalars, per_step))
+            save_seconds, interval_start, interval_step = 0.0, time.monotonic(), step
+
+        if due(step, config.checkpoint.every_steps, num_steps):
+            save_start = time.monotonic()
+            checkpoints.save(step, state)
+            save_seconds += time.monotonic() - save_start
+
+        if due(step, config.evaluation.every_steps, num_steps):
+            evaluation(step, state.emas["evaluation"])
+            # An evaluation is not a slow training step.
+            interval_start, interval_step = time.monotonic(), step
+
+    # ---------------------------------------------------------------- end
+    loader.close()
+    checkpoints.close()
+    writer.close()
+    say(
+        f"trained to step {num_steps} in {duration(time.monotonic() - started)}",
+        f"checkpoints: {workdir / 'checkpoints'}",
+        f"curves:      tensorboard --logdir={workdir}",
+    )
+    return state
+
+
+def due(step: int, every_steps: int, num_steps: int) -> bool:
+    """Whether something that happens every so many steps, and at the end, happens now."""
+    return every_steps > 0 and (step % every_steps == 0 or step == num_steps)
+
+
+def check_data(config: ConfigDict, manifest: Manifest) -> None:
+    """Raises a UserError where the records are not what the config says."""
+    data = config.data
+    shape = (data.image_size, data.image_size, data.channels)
+    if manifest.latent_shape != shape:
+        raise UserError(
+            f"{data.path} holds latents of shape {manifest.latent_shape}, the config's data says "
+            f"{shape}"
+        )
+    if manifest.num_classes != data.num_classes:
+        raise UserError(
+            f"{data.path} holds {manifest.num_classes} classes, config.data.num_classes is "
+            f"{data.num_classes}"
+        )
+
+
+def describe(experiment: Experiment, manifest: Manifest) -> str:
+    """One line on what is about to run."""
+    config, mesh = experiment.config, experiment.mesh
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(experiment.abstract_state.params))
+    shape = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    return (
+        f"{experiment.objective.name}: {parameters / 1e6:.3g}M parameters, batch "
+        f"{config.batch_size}, {manifest.num_records} records; {jax.process_count()} processes, "
+        f"{mesh.size} {mesh.devices.flat[0].device_kind} devices ({shape})"
+    )
+
+
+def define_flags() -> None:
+    command.define_config()
+    flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, TensorBoard, config.")
+
+
+def main() -> None:
+    config = command.config()
+    workdir = Path(command.required("workdir", "the folder that will hold the run"))
+    distributed.initialize()
+    train(config, workdir)
+
+
+if __name__ == "__main__":
+    command.run(main, define_flags)

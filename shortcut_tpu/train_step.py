@@ -1,0 +1,74 @@
+"""One training step, the same for every objective and every mesh."""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+
+import jax
+import optax
+
+from shortcut_tpu.latents import sample_latents
+from shortcut_tpu.models import DiT
+from shortcut_tpu.objectives import Inputs, Metrics, Objective
+from shortcut_tpu.train_state import TrainState, update_emas
+
+Batch = dict[str, jax.Array]
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+def step_key(seed: int, step: jax.Array) -> jax.Array:
+    """The random key of a step: a function of the seed and the step alone."""
+    return jax.random.fold_in(jax.random.key(seed), step)
+
+
+def make_train_step(
+    model: DiT,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    ema_decays: Mapping[str, float],
+    *,
+    latent_scale: float,
+    seed: int,
+    row_shards: int,
+) -> TrainStep:
+    """The function (state, batch) -> (state, metrics), to be jitted by the caller.
+
+    Metrics are left as they are on the devices, by row; see `Objective.loss`.
+    """
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        latent_key, objective_key = jax.random.split(step_key(seed, state.step))
+        x1 = sample_latents(batch, latent_key, latent_scale)
+
+        def loss_fn(params):
+            return objective.loss(
+                Inputs(
+                    apply=model.apply,
+                    params=params,
+                    emas=state.emas,
+                    x1=x1,
+                    labels=batch["label"],
+                    null_label=model.null_label,
+                    key=objective_key,
+                    step=state.step,
+                    row_shards=row_shards,
+                )
+            )
+
+        (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        state = dataclasses.replace(
+            state,
+            step=state.step + 1,
+            params=params,
+            opt_state=opt_state,
+            emas=update_emas(state.emas, params, ema_decays),
+        )
+        norms = {
+            "grad_norm": optax.global_norm(grads),
+            "update_norm": optax.global_norm(updates),
+            "param_norm": optax.global_norm(params),
+        }
+        return state, {"loss": loss} | metrics | norms
+
+    return train_step

@@ -114,7 +114,7 @@ def _leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, object]
 def save(config: ConfigDict, workdir: Path) -> None:
     """Writes the resolved config into the workdir, for `evaluate` and `sample`."""
     workdir.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(config.to_dict(), indent=2, sort_keys=True)
+    text = json.dumps(config.to_dict(), indent=2)
     temporary = workdir / f".{CONFIG_FILE}.tmp"
     temporary.write_text(text + "\n")
     temporary.replace(workdir / CONFIG_FILE)

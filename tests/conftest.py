@@ -1,0 +1,49 @@
+"""Tests run on eight virtual CPU devices, so that sharding can be seen in one process."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_NUM_CPU_DEVICES"] = "8"
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+
+import jax
+import pytest
+
+from data_pipeline.autoencoders import load_autoencoder
+from data_pipeline.encode_latents import encode
+from data_pipeline.sources import open_source
+from shortcut_tpu import config as config_lib
+
+
+@pytest.fixture(scope="session")
+def digits_path(tmp_path_factory):
+    """The digits' records, in two shards."""
+    path = tmp_path_factory.mktemp("digits")
+    encode(open_source("digits"), load_autoencoder("identity"), path, shard_records=1000)
+    return path
+
+
+@pytest.fixture
+def tiny_config(digits_path):
+    """The digits config with a network and a run small enough for a test."""
+    config = config_lib.load("digits").copy_and_resolve_references()
+    with config.unlocked():
+        config.data.path = str(digits_path)
+        config.batch_size = 32
+        config.model.width = 16
+        config.model.depth = 2
+        config.model.num_heads = 2
+        config.model.unroll = 1
+        config.train.num_steps = 12
+        config.train.log_every_steps = 4
+        config.optimizer.warmup_steps = 2
+        config.checkpoint.every_steps = 4
+        config.evaluation.steps = (1, 2)
+        config.evaluation.num_samples = 60
+        config.evaluation.batch_size = 40
+    return config.lock()
+
+
+@pytest.fixture(scope="session")
+def devices():
+    return jax.devices()

@@ -1,0 +1,232 @@
+"""Commands as a user types them: the whole job once, and everything that can be mistyped."""
+
+import json
+import subprocess
+import sys
+
+from PIL import Image
+import pytest
+
+from launch.local_pod import host_environment
+
+TINY = (
+    "--config.batch_size=32",
+    "--config.model.width=16",
+    "--config.model.depth=2",
+    "--config.model.num_heads=2",
+    "--config.model.unroll=1",
+    "--config.train.num_steps=20",
+    "--config.train.log_every_steps=10",
+    "--config.evaluation.steps=(1,2)",
+    "--config.evaluation.num_samples=100",
+    "--config.evaluation.batch_size=100",
+)
+
+
+def command(module, *arguments, timeout=300):
+    return subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        env=host_environment(chips_per_host=1),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def picture_size(path):
+    with Image.open(path) as picture:
+        return picture.size
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
+    """A small job through the rehearsed pod, records included."""
+    folder = tmp_path_factory.mktemp("job")
+    done = command(
+        "launch.local_pod",
+        "--config=digits",
+        f"--workdir={folder / 'run'}",
+        f"--json={folder / 'distances.json'}",
+        f"--config.data.path={folder / 'records'}",
+        *TINY,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder, done
+
+
+def test_local_pod_does_the_whole_job(job):
+    folder, done = job
+    assert "2 processes, 2 cpu devices (data 2, fsdp 1, tensor 1)" in done.stdout
+    assert "step 20/20 100%" in done.stdout
+    assert f"tensorboard --logdir={folder / 'run'}" in done.stdout
+    assert (folder / "run" / "checkpoints" / "20").is_dir()
+    assert list((folder / "run").glob("events.out.tfevents.*"))
+    assert picture_size(folder / "run" / "samples.png") == (502, 1502)
+    figures = json.loads((folder / "distances.json").read_text())
+    assert figures["metric"] == "fd_pixel"
+    assert figures["num_samples"] == 100
+    assert [int(n) for n in figures["distances"]] == [1, 2, 4, 8, 16, 32, 64, 128]
+    # The table on the console is the file's.
+    assert f"{figures['distances']['8']:.4g}" in done.stdout
+
+
+def test_tensorboard_has_curves_samples_and_the_config(job):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder, _ = job
+    events = EventAccumulator(str(folder / "run"), size_guidance={"tensors": 0})
+    events.Reload()
+    tags = set(events.Tags()["tensors"])
+    expected = {
+        "train/loss",
+        "train/loss_flow",
+        "train/loss_bootstrap",
+        "train/loss_level_0",
+        "perf/images_per_second",
+        "perf/input_wait",
+        "eval/fd_pixel@1",
+        "eval/fd_pixel@2",
+        "eval/fd_pixel_over_steps",
+        "samples/1_steps",
+        "config",
+    }
+    assert expected <= tags
+
+
+def test_evaluate_scores_the_checkpoint_that_is_asked_for(job, tmp_path):
+    folder, _ = job
+    arguments = (f"--workdir={folder / 'run'}", "--steps=1,8", "--num_samples=100")
+    done = command("shortcut_tpu.evaluate", *arguments, f"--json={tmp_path / 'scores.json'}")
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((tmp_path / "scores.json").read_text())
+    before = json.loads((folder / "distances.json").read_text())
+    # One device here, two hosts there: the sums agree to far more than the fourth digit.
+    for n in ("1", "8"):
+        assert figures["distances"][n] == pytest.approx(before["distances"][n], rel=1e-5)
+    assert figures["step"] == 20
+    missing = command("shortcut_tpu.evaluate", *arguments, "--step=7")
+    assert missing.returncode == 1
+    assert missing.stderr.splitlines()[-1].endswith("no checkpoint of step 7, only of 20")
+    average = command("shortcut_tpu.evaluate", *arguments, "--ema=slow")
+    assert "--ema=slow is none of this run's evaluation, target" in average.stderr
+
+
+def test_sample_draws_what_is_asked_for(job, tmp_path):
+    folder, _ = job
+    output = tmp_path / "sheet.png"
+    done = command(
+        "shortcut_tpu.sample",
+        f"--workdir={folder / 'run'}",
+        "--steps=1,4",
+        "--labels=3,7",
+        "--columns=5",
+        f"--output={output}",
+    )
+    assert done.returncode == 0, done.stderr
+    # Five columns and two labels by two step counts, 48 pixels each and 2 between.
+    assert picture_size(output) == (5 * 50 + 2, 4 * 50 + 2)
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "message"),
+    [
+        ("shortcut_tpu.train", ("--workdir=w",), "--config is missing; there are celebahq256_b"),
+        ("shortcut_tpu.train", ("--config=digits",), "--workdir is missing"),
+        ("shortcut_tpu.train", ("--config=digit", "--workdir=w"), "neither a file"),
+        ("shortcut_tpu.train", ("--config=digits", "w"), "unexpected argument 'w'"),
+        ("shortcut_tpu.train", ("--config=digits", "--workdr=w"), "Unknown command line flag"),
+        (
+            "shortcut_tpu.train",
+            ("--config=digits", "--workdir=w", "--config.train.num_step=1"),
+            "the nearest is --config.train.num_steps",
+        ),
+        (
+            "shortcut_tpu.train",
+            ("--config=digits", "--workdir=w", "--config.batch_size=many"),
+            "invalid literal for int",
+        ),
+        (
+            "shortcut_tpu.train",
+            ("--config=digits", "--workdir=w", "--config.data.path=nowhere"),
+            "nowhere/manifest.json: no such file; make the records with",
+        ),
+        (
+            "shortcut_tpu.train",
+            ("--config=imagenet256_b", "--workdir=w", "--config.data.path=RECORDS"),
+            "unknown autoencoder 'sd-vae-ft-mse'",
+        ),
+        (
+            "shortcut_tpu.train",
+            (
+                "--config=digits",
+                "--workdir=w",
+                "--config.data.path=RECORDS",
+                "--config.data.channels=4",
+            ),
+            "holds latents of shape (8, 8, 1), the config's data says (8, 8, 4)",
+        ),
+        (
+            "shortcut_tpu.train",
+            (
+                "--config=digits",
+                "--workdir=w",
+                "--config.data.path=RECORDS",
+                "--config.batch_size=30",
+            ),
+            "batch sizes that can: 28, 32",
+        ),
+        (
+            "shortcut_tpu.train",
+            (
+                "--config=digits",
+                "--workdir=w",
+                "--config.data.path=RECORDS",
+                "--config.objective.name=magic",
+            ),
+            "objective.name='magic' is none of",
+        ),
+        ("shortcut_tpu.evaluate", ("--workdir=nowhere",), "nowhere/config.json: no such file"),
+        ("shortcut_tpu.evaluate", ("--workdir=RUN", "--steps=1,x"), "--steps=1,x: not positive"),
+        ("shortcut_tpu.evaluate", ("--workdir=RUN", "--protocol=fid"), "protocol 'fid' is none of"),
+        ("shortcut_tpu.sample", ("--workdir=RUN", "--output=a.jpg"), "must end in .png"),
+        (
+            "shortcut_tpu.sample",
+            ("--workdir=RUN", "--output=a.png", "--labels=1,10"),
+            "'10' is not a label in 0 .. 9",
+        ),
+        ("shortcut_tpu.preflight", ("--config=digits",), "--topology is missing"),
+        ("shortcut_tpu.preflight", ("--config=digits", "--topology=v5e"), "not one of v4-N"),
+        ("launch.local_pod", ("--config=digits", "--hosts=0"), "--hosts"),
+        (
+            "data_pipeline.encode_latents",
+            ("--source=photos", "--output=o"),
+            "unknown source",
+        ),
+    ],
+)
+def test_mistakes_end_in_one_clear_line(job, module, arguments, message):
+    folder, _ = job
+    names = {"RECORDS": str(folder / "records"), "RUN": str(folder / "run")}
+    for name, path in names.items():
+        arguments = tuple(argument.replace(name, path) for argument in arguments)
+    done = command(module, *arguments)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert message in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "module",
+    [f"shortcut_tpu.{name}" for name in ("train", "evaluate", "sample", "preflight")]
+    + ["launch.local_pod"],
+)
+def test_help_shows_an_example_on_one_screen(module):
+    done = command(module, "--help")
+    assert done.returncode == 0
+    assert (
+        "--config=digits" in done.stdout
+        or "--workdir=runs/digits" in done.stdout
+        or ("--config=imagenet256_xl" in done.stdout)
+    )
+    assert len(done.stdout.splitlines()) <= 45

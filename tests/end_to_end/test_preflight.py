@@ -1,0 +1,52 @@
+"""The TPU compiler's word on a config. Skips where libtpu is not installed."""
+
+import importlib.util
+import json
+
+import pytest
+
+from tests.end_to_end.test_commands import command
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu, the TPU compiler, is not installed"
+)
+
+
+def test_a_step_that_fits(tmp_path):
+    path = tmp_path / "figures.json"
+    done = command(
+        "shortcut_tpu.preflight",
+        "--config=imagenet256_b",
+        "--config.model.depth=2",
+        "--topology=v5e-16",
+        f"--json={path}",
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "fits"
+    assert done.stderr == ""
+    figures = json.loads(path.read_text())
+    assert figures["topology"] == "v5e-16"
+    assert figures["chips"] == 16
+    assert figures["fits"] is True
+    assert figures["mesh"] == {"data": 16, "fsdp": 1, "tensor": 1}
+    # Four float32 copies of the parameters (weights, two moments, one average) must be in it.
+    assert figures["hbm_state_bytes"] > 4 * 4 * 15e6
+    assert figures["hbm_state_bytes"] < figures["hbm_bytes_per_chip"]
+    assert figures["hbm_bytes_per_chip"] < figures["hbm_capacity_bytes"] == int(15.75 * 2**30)
+
+
+def test_a_step_that_does_not_fit_is_refused_in_one_line(tmp_path):
+    path = tmp_path / "figures.json"
+    done = command(
+        "shortcut_tpu.preflight",
+        "--config=imagenet256_b",
+        "--config.model.depth=2",
+        "--topology=v5e-16",
+        "--config.batch_size=65536",
+        f"--json={path}",
+    )
+    assert done.returncode == 1
+    [line] = done.stderr.splitlines()
+    assert line.startswith("error: batch 65536 does not fit on v5e-16: ")
+    assert "HBM" in line
+    assert json.loads(path.read_text())["fits"] is False

@@ -1,0 +1,96 @@
+"""Killed with -9 and started again, a run ends where the unbroken one ends, to the bit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+
+from launch.local_pod import host_environment
+from shortcut_tpu import config as config_lib
+from shortcut_tpu.checkpoints import Checkpoints
+from shortcut_tpu.experiment import Experiment
+
+OVERRIDES = (
+    "--config.batch_size=32",
+    "--config.model.width=16",
+    "--config.model.depth=2",
+    "--config.model.num_heads=2",
+    "--config.model.unroll=1",
+    "--config.train.num_steps=200",
+    "--config.train.log_every_steps=20",
+    "--config.checkpoint.every_steps=40",
+    "--config.evaluation.every_steps=0",
+)
+
+
+def start(workdir, digits_path):
+    return subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "shortcut_tpu.train",
+            "--config=digits",
+            f"--config.data.path={digits_path}",
+            f"--workdir={workdir}",
+            *OVERRIDES,
+        ],
+        env=host_environment(chips_per_host=2),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def final_state(workdir):
+    experiment = Experiment.from_config(config_lib.restore(workdir), jax.devices()[:1])
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
+        assert checkpoints.latest_step() == 200
+        return checkpoints.restore(experiment.abstract_state)
+
+
+def last_line(text):
+    return next(line for line in reversed(text.splitlines()) if line.startswith("step 200/200"))
+
+
+def test_killed_and_resumed_run_is_bit_identical(digits_path, tmp_path):
+    unbroken = start(tmp_path / "unbroken", digits_path)
+    output, errors = unbroken.communicate(timeout=300)
+    assert unbroken.returncode == 0, errors
+
+    broken = start(tmp_path / "broken", digits_path)
+    saved = tmp_path / "broken" / "checkpoints"
+    deadline = time.monotonic() + 300
+    while not ((saved / "40").is_dir() or (saved / "80").is_dir()):
+        assert broken.poll() is None, broken.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(broken.pid, signal.SIGKILL)
+    broken.communicate()
+    assert not (saved / "200").exists(), "the kill came too late to test anything"
+
+    resumed = start(tmp_path / "broken", digits_path)
+    resumed_output, errors = resumed.communicate(timeout=300)
+    assert resumed.returncode == 0, errors
+    assert "resumed from step" in resumed_output
+
+    expected, found = final_state(tmp_path / "unbroken"), final_state(tmp_path / "broken")
+    paths = jax.tree_util.tree_leaves_with_path(expected)
+    for (path, a), b in zip(paths, jax.tree.leaves(found), strict=True):
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes(), jax.tree_util.keystr(path)
+    # The console's last line holds the loss; only the timings behind it may differ.
+    assert (
+        last_line(output).split("ms/step")[0].rsplit(maxsplit=1)[0]
+        == (last_line(resumed_output).split("ms/step")[0].rsplit(maxsplit=1)[0])
+    )
+
+    # A third start finds nothing to do, and loses nothing.
+    again = start(tmp_path / "broken", digits_path)
+    output, errors = again.communicate(timeout=300)
+    assert again.returncode == 0, errors
+    assert "nothing to train" in output
+    assert json.loads((tmp_path / "broken" / "config.json").read_text())["batch_size"] == 32

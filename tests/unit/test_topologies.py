@@ -1,0 +1,30 @@
+"""Names of pods, as Google counts them."""
+
+import pytest
+
+from data_pipeline.errors import UserError
+from shortcut_tpu.topologies import Topology
+
+
+@pytest.mark.parametrize(
+    ("name", "grid", "hbm_gib"),
+    [
+        ("v5e-256", (16, 16), 15.75),
+        ("v5litepod-16", (4, 4), 15.75),
+        ("v6e-8", (2, 4), 31.25),
+        # v4 and v5p count cores, two a chip.
+        ("v4-64", (2, 4, 4), 32),
+        ("v5p-128", (4, 4, 4), 95),
+        ("v5p-8", (1, 2, 2), 95),
+    ],
+)
+def test_names_become_grids(name, grid, hbm_gib):
+    topology = Topology.parse(name)
+    assert topology.grid == grid
+    assert topology.hbm_bytes == hbm_gib * 2**30
+
+
+@pytest.mark.parametrize("name", ["v5e", "v9-8", "v5e-100", "v4-7", "v5p-1", "256"])
+def test_unknown_pods_are_refused(name):
+    with pytest.raises(UserError, match=f"--topology={name}: "):
+        Topology.parse(name)

@@ -16,7 +16,10 @@ def get_config():
     config.data.channels = 1
     config.data.num_classes = 10
 
-    config.model.width = 64
+    # Patches of 4 and twice the width cost what patches of 2 and a width of 64 cost, learn better,
+    # and are larger products for the processor.
+    config.model.patch_size = 4
+    config.model.width = 128
     config.model.depth = 4
     config.model.num_heads = 4
     config.model.dtype = "float32"
@@ -25,17 +28,21 @@ def get_config():
     # Ten classes and no guidance: nothing needs the null label.
     config.objective.shortcut.label_dropout = 0.0
     config.objective.flow_matching.label_dropout = 0.0
-    # Each level learns from the average of the level below, seven levels up: a lag of ten steps
-    # lets a run of thousands of steps reach the top.
+    # Half the rows climb the levels; each level learns from the average of the level below, seven
+    # levels up: a lag of ten steps lets a run of thousands of steps reach the top.
+    config.objective.shortcut.bootstrap_share = 0.5
     config.emas.target = 0.9
+    # The rate decays to zero, so a short average is as smooth and less behind.
+    config.emas.evaluation = 0.995
 
-    config.optimizer.learning_rate = 2e-3
+    config.optimizer.learning_rate = 4e-3
     config.optimizer.schedule = "cosine"
     config.optimizer.warmup_steps = 500
+    config.optimizer.weight_decay = 0.01
 
-    config.train.num_steps = 5_000
+    config.train.num_steps = 4_000
     config.checkpoint.every_steps = 1_000
-    config.evaluation.every_steps = 2_500
+    config.evaluation.every_steps = 2_000
     config.evaluation.num_samples = 2_000
     config.evaluation.batch_size = 500
     return config

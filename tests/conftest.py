@@ -30,6 +30,8 @@ def tiny_config(digits_path):
     with config.unlocked():
         config.data.path = str(digits_path)
         config.batch_size = 32
+        config.model.patch_size = 2
+        config.objective.shortcut.bootstrap_share = 0.25
         config.model.width = 16
         config.model.depth = 2
         config.model.num_heads = 2

@@ -26,6 +26,8 @@ def main() -> None:
     with config.unlocked():
         config.data.path = records
         config.batch_size = 32
+        config.model.patch_size = 2
+        config.objective.shortcut.bootstrap_share = 0.25
         config.model.update({"width": 16, "depth": 2, "num_heads": 2, "unroll": 1})
     experiment = Experiment.from_config(config, jax.devices())
     mesh = experiment.mesh

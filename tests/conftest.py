@@ -36,7 +36,6 @@ def tiny_config(digits_path):
         config.model.depth = 2
         config.model.num_heads = 2
         config.model.unroll = 1
-        config.model.unroll = 1
         config.train.num_steps = 12
         config.train.log_every_steps = 4
         config.optimizer.warmup_steps = 2

@@ -62,6 +62,9 @@ class Experiment:
                 image_size=config.data.image_size,
                 channels=config.data.channels,
                 num_classes=config.data.num_classes,
+                conditions=objective.conditions,
+                heads=objective.heads,
+                smooth_times=objective.smooth_times,
                 **config.model,
             )
         )
@@ -123,6 +126,7 @@ class Experiment:
             self.config.emas,
             latent_scale=self.latent_scale,
             seed=self.config.seed,
+            num_steps=self.config.train.num_steps,
             row_shards=partitioning.row_shards(self.mesh),
         )
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)

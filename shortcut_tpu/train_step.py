@@ -28,6 +28,7 @@ def make_train_step(
     *,
     latent_scale: float,
     seed: int,
+    num_steps: int,
     row_shards: int,
 ) -> TrainStep:
     """The function (state, batch) -> (state, metrics), to be jitted by the caller.
@@ -50,6 +51,7 @@ def make_train_step(
                     null_label=model.null_label,
                     key=objective_key,
                     step=state.step,
+                    num_steps=num_steps,
                     row_shards=row_shards,
                 )
             )

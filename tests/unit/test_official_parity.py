@@ -170,6 +170,7 @@ class TargetCase:
             null_label=self.model.null_label,
             key=jax.random.key(0),
             step=jnp.zeros((), jnp.int32),
+            num_steps=1,
             row_shards=row_shards,
         )
 

@@ -67,9 +67,9 @@ def make_train_step(
             emas=update_emas(state.emas, params, ema_decays),
         )
         norms = {
-            "grad_norm": optax.global_norm(grads),
-            "update_norm": optax.global_norm(updates),
-            "param_norm": optax.global_norm(params),
+            "grad_norm": optax.tree.norm(grads),
+            "update_norm": optax.tree.norm(updates),
+            "param_norm": optax.tree.norm(params),
         }
         return state, {"loss": loss} | metrics | norms
 

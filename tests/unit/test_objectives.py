@@ -1,0 +1,288 @@
+"""Every objective on the network and the mesh that it will be trained with."""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+import subprocess
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+import numpy as np
+import optax
+import pytest
+
+from configs import common
+from data_pipeline.autoencoders import load_autoencoder
+from shortcut_tpu import config as config_lib
+from shortcut_tpu import partitioning, samplers
+from shortcut_tpu.evaluation.generator import Generator
+from shortcut_tpu.experiment import Experiment
+from shortcut_tpu.objectives import OBJECTIVES, Inputs, mean_velocity
+from shortcut_tpu.train_step import make_train_step
+
+ROOT = Path(__file__).resolve().parents[2]
+BATCH = 32
+
+
+def tiny_config(name: str, dtype: str = "float32") -> ConfigDict:
+    """The digits on a network of two layers, with every guidance and dropout that there is."""
+    config = config_lib.load("digits").unlock()
+    config.update({"batch_size": BATCH})
+    config.model.update({"width": 32, "depth": 2, "num_heads": 2, "patch_size": 4, "unroll": 1})
+    config.model.update({"dtype": dtype, "remat": "full"})
+    config.train.num_steps = 100
+    config.objective.name = name
+    config.objective.update(common.get_objectives())
+    if "guidance" in config.objective[name]:
+        config.objective[name].guidance = 2.0
+    return config
+
+
+def seeded_state(experiment: Experiment) -> Any:
+    """A state in mid-training with noise for weights: adaLN-Zero would answer all with zero."""
+    abstract, rng = experiment.abstract_state, np.random.default_rng(9)
+    params = jax.tree.map(lambda a: rng.normal(0, 0.1, a.shape).astype(a.dtype), abstract.params)
+    state = dataclasses.replace(
+        jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), abstract),
+        step=np.full((), 40, np.int32),
+        params=params,
+        emas={name: jax.tree.map(lambda a: 1.1 * a, params) for name in abstract.emas},
+    )
+    return jax.tree.map(lambda a, like: jax.device_put(a, like.sharding), state, abstract)
+
+
+def batch() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {
+        "mean": rng.normal(size=(BATCH, 8, 8, 1)).astype(np.float16),
+        "label": rng.integers(10, size=BATCH).astype(np.int32),
+    }
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_config_documents_every_hyperparameter(name: str) -> None:
+    """configs/common.py holds each field of the dataclass, with the same default."""
+    fields = {field.name: field.default for field in dataclasses.fields(OBJECTIVES[name])}
+    assert common.get_objectives()[name].to_dict() == fields
+
+
+@pytest.fixture(scope="module")
+def on_mesh() -> dict[str, dict[str, Any]]:
+    """By objective what `report` says, from a process of four devices."""
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": "4",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "PYTHONPATH": str(ROOT),
+    }
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.unit.test_objectives"],
+        env=environment,
+        cwd=ROOT,
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+def report(name: str) -> dict[str, Any]:
+    """Losses on one device and on a mesh (data 2, fsdp 2), and what a step did on that mesh."""
+    losses = []
+    for devices in (1, 4):
+        experiment = mesh_experiment(name, "float32", devices)
+        loss = jax.jit(
+            make_train_loss(experiment), out_shardings=partitioning.replicated(experiment.mesh)
+        )
+        rows = {
+            k: jax.device_put(v, partitioning.rows(experiment.mesh)) for k, v in batch().items()
+        }
+        losses.append(float(loss(seeded_state(experiment), rows)))
+
+    experiment = mesh_experiment(name, "bfloat16", 4)
+    state = seeded_state(experiment)
+    before = jax.tree.map(np.asarray, state.params)
+    state, metrics = experiment.train_step(state, batch())
+    stuck = jax.tree.map(lambda a, b: not (a != np.asarray(b)).any(), before, state.params)
+    return {
+        "losses": losses,
+        "finite": all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params)),
+        "grad_norm": float(metrics["grad_norm"]),
+        "stuck": [jax.tree_util.keystr(p) for p, s in jax.tree.leaves_with_path(stuck) if s],
+        "metrics": {k: v.ndim for k, v in metrics.items() if k.startswith("loss_")},
+    }
+
+
+def mesh_experiment(name: str, dtype: str, devices: int) -> Experiment:
+    config = tiny_config(name, dtype)
+    config.mesh.update({"data": max(devices // 2, 1), "fsdp": min(devices, 2), "tensor": 1})
+    return Experiment.from_config(config, jax.devices()[:devices])
+
+
+def make_train_loss(experiment: Experiment) -> Any:
+    """The loss of a step, by way of the metrics of the step that trains with no change."""
+    step = make_train_step(
+        experiment.model,
+        experiment.objective,
+        optax.set_to_zero(),
+        experiment.config.emas,
+        latent_scale=1.0,
+        seed=0,
+        num_steps=100,
+        row_shards=partitioning.row_shards(experiment.mesh),
+    )
+    return lambda state, rows: step(state, rows)[1]["loss"]
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_loss_on_a_mesh(name: str, on_mesh: dict[str, dict[str, Any]]) -> None:
+    """On (data 2, fsdp 2) it is that on one device: over how many rows lie changes nothing."""
+    alone, mesh = on_mesh[name]["losses"]
+    assert mesh == pytest.approx(alone, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_step_in_bfloat16_on_a_mesh(name: str, on_mesh: dict[str, dict[str, Any]]) -> None:
+    """A step through scanned, rematerialised bf16 layers is finite and moves every weight.
+
+    Metrics stay by row.
+    """
+    result = on_mesh[name]
+    assert result["finite"]
+    assert 0 < result["grad_norm"] < np.inf
+    assert not result["stuck"]
+    assert result["metrics"]
+    assert min(result["metrics"].values()) >= 1
+
+
+def inputs_for(experiment: Experiment) -> tuple[Inputs, list[jax.Array]]:
+    """Inputs of the network of `experiment` and eight points (x, t, d, v)."""
+    params = seeded_state(experiment).params
+    x, v = jax.random.normal(jax.random.key(1), (2, 8, 8, 8, 1))
+    t, d = jnp.linspace(0.1, 0.5, 8), jnp.linspace(0.4, 0.2, 8)
+    inputs = Inputs(
+        apply=experiment.model.apply,
+        params=params,
+        emas={},
+        x1=x,
+        labels=jnp.arange(8),
+        null_label=10,
+        key=jax.random.key(0),
+        step=jnp.asarray(0),
+        num_steps=1,
+    )
+    return inputs, [x, t, d, v]
+
+
+def test_total_derivative_of_the_network() -> None:
+    """Du is the central difference along (v, 1, -1); in bfloat16 it is near that in float32."""
+    derivatives = {}
+    for dtype in ("float32", "bfloat16"):
+        experiment = Experiment.from_config(tiny_config("meanflow", dtype), jax.devices()[:1])
+        inputs, (x, t, d, v) = inputs_for(experiment)
+        derivatives[dtype] = jax.jit(
+            lambda x, t, d, v, inputs=inputs: mean_velocity.total_derivative(
+                inputs, x, t, d, v, inputs.labels
+            )
+        )(x, t, d, v)
+        if dtype == "float32":
+            h = 1e-2
+            ahead, behind = (
+                inputs.apply(inputs.params, x + s * h * v, t + s * h, d - s * h, inputs.labels)
+                for s in (1, -1)
+            )
+            difference = (ahead - behind) / (2 * h)
+            scale = float(jnp.sqrt(jnp.mean(difference**2)))
+            assert scale > 0.1
+            np.testing.assert_allclose(derivatives[dtype], difference, atol=0.01 * scale)
+    error = derivatives["bfloat16"] - derivatives["float32"]
+    assert float(jnp.sqrt(jnp.mean(error**2))) < 0.1 * scale
+
+
+def test_extra_parts_exist_only_where_declared() -> None:
+    """The condition embedder and the second head are in no network but those that need them."""
+    shapes = {
+        name: Experiment.from_config(tiny_config(name), jax.devices()[:1]).abstract_state.params
+        for name in ("shortcut", "improved_shortcut", "improved_meanflow")
+    }
+    assert "condition_embed" not in shapes["shortcut"]
+    assert list(shapes["improved_shortcut"]["condition_embed"]) == ["guidance"]
+    outputs = {name: tree["final"]["project"]["bias"].size for name, tree in shapes.items()}
+    assert outputs == {"shortcut": 16, "improved_shortcut": 16, "improved_meanflow": 32}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_samples_are_functions_of_seed_and_number(name: str) -> None:
+    """Sample 5 is the same whichever others are drawn beside it, and another at another seed."""
+    experiment = Experiment.from_config(tiny_config(name), jax.devices()[:1])
+    params = seeded_state(experiment).params
+    generator = Generator(experiment, load_autoencoder("identity"), seed=0)
+    many = generator(params, range(8), [3] * 8, 2)
+    few = generator(params, [5, 1], [3] * 2, 2)
+    np.testing.assert_allclose(few, many[[5, 1]], atol=1e-4 * np.abs(many).max())
+    other = Generator(experiment, load_autoencoder("identity"), seed=1)(params, [5], [3], 2)
+    assert np.abs(other - many[5]).max() > 0.01 * np.abs(many).max()
+
+
+def test_guided_sampling() -> None:
+    """v_null + w (v - v_null), with conditions told to both halves; nothing at w = 1."""
+
+    def velocity(
+        x: jax.Array, t: jax.Array, d: jax.Array, labels: jax.Array, guidance: jax.Array
+    ) -> jax.Array:
+        value = jnp.where(labels == 10, 100.0, labels) + t + 10 * d + 1000 * guidance
+        return x + value[:, None, None, None]
+
+    assert samplers.guided(velocity, 1.0, null_label=10) is velocity
+    x, t = jnp.ones((3, 2, 2, 1)), jnp.array([0.1, 0.2, 0.3])
+    labels, told = jnp.array([1, 2, 3]), jnp.array([0.0, 0.5, 0.7])
+    guided = samplers.guided(velocity, 1.5, null_label=10)(x, t, t, labels, guidance=told)
+    null = jnp.full_like(labels, 10)
+    v, v_null = (velocity(x, t, t, y, guidance=told) for y in (labels, null))
+    np.testing.assert_allclose(guided, v_null + 1.5 * (v - v_null), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["improved_meanflow", "improved_shortcut"])
+def test_guidance_as_a_condition_of_samples(name: str) -> None:
+    """The network is told 1 - 1/w of `sample_guidance` on every row and in every step."""
+    objective = OBJECTIVES[name](sample_guidance=4.0)
+
+    def velocity(
+        x: jax.Array, t: jax.Array, d: jax.Array, labels: jax.Array, guidance: jax.Array
+    ) -> jax.Array:
+        v = jnp.broadcast_to(guidance[:, None, None, None], x.shape)
+        return jnp.concatenate([v] * objective.heads, axis=-1)
+
+    keys = jax.random.split(jax.random.key(0), 3)
+    x1 = objective.sample(velocity, jnp.zeros((3, 2, 2, 1)), jnp.arange(3), 4, keys)
+    np.testing.assert_allclose(x1, 0.75, rtol=1e-6)
+    with pytest.raises(ValueError, match="sample_guidance"):
+        OBJECTIVES[name](sample_guidance=9.0)
+
+
+def test_consistency_sampler_renoises() -> None:
+    """With x1_hat always 2: (t + h) 2 + (1 - t - h) e, e new in each step, and 2 at the end."""
+
+    def velocity(x: jax.Array, t: jax.Array, d: jax.Array, labels: jax.Array) -> jax.Array:
+        return (2 - x) / (1 - t)[:, None, None, None]
+
+    keys = jax.random.split(jax.random.key(0), 2)
+    x0 = jnp.zeros((2, 2, 2, 1))
+    x1 = samplers.consistency(velocity, x0, jnp.zeros(2, int), 4, keys)
+    np.testing.assert_allclose(x1, 2.0, rtol=1e-6)
+
+    def ignorant(x: jax.Array, t: jax.Array, d: jax.Array, labels: jax.Array) -> jax.Array:
+        return jnp.where(t[:, None, None, None] < 0.5, (2 - x) / (1 - t)[:, None, None, None], 0.0)
+
+    halfway = samplers.consistency(ignorant, x0, jnp.zeros(2, int), 2, keys)
+    noise = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 0), (2, 2, 1)))(keys)
+    np.testing.assert_allclose(halfway, 1 + noise / 2, rtol=1e-6)
+
+
+if __name__ == "__main__":
+    print(json.dumps({name: report(name) for name in OBJECTIVES}))

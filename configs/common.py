@@ -65,6 +65,13 @@ def get_config() -> ConfigDict:
     config.objective.name = "shortcut"
     config.objective.update(get_objectives())
 
+    config.teacher = ConfigDict()
+    # The run whose weights an objective with a teacher starts from and distills.
+    config.teacher.workdir = ""
+    # Its checkpoint, -1 for the newest, and which average of its weights.
+    config.teacher.step = -1
+    config.teacher.ema = "evaluation"
+
     config.optimizer = ConfigDict()
     # AdamW. The rate warms up linearly, then stays constant or decays to zero by a cosine.
     config.optimizer.learning_rate = 1e-4
@@ -167,6 +174,20 @@ def get_objectives() -> ConfigDict:
                 "guidance": 1.0,
                 # On flow rows only.
                 "label_dropout": 0.1,
+                "sigma_min": 1e-5,
+            },
+            "progressive_distillation": {
+                "finest_steps": 128,
+                "clip": 4.0,
+                # Of the teacher, in the first stage only.
+                "guidance": 1.0,
+                "target_ema": "target",
+                "sigma_min": 1e-5,
+            },
+            "consistency_distillation": {
+                "finest_steps": 128,
+                "clip": 4.0,
+                "target_ema": "target",
                 "sigma_min": 1e-5,
             },
             "meanflow": {

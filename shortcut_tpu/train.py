@@ -22,6 +22,7 @@ from shortcut_tpu import config as config_lib
 from shortcut_tpu.checkpoints import Checkpoints
 from shortcut_tpu.evaluation.periodic import PeriodicEvaluation
 from shortcut_tpu.experiment import Experiment
+from shortcut_tpu.loading import initial_state
 from shortcut_tpu.observability.console import duration, progress_line, say
 from shortcut_tpu.observability.writers import make_writer
 from shortcut_tpu.prefetch import Prefetch
@@ -57,7 +58,7 @@ def train(config: ConfigDict, workdir: Path) -> TrainState:
         state = checkpoints.restore(experiment.abstract_state)
         say(f"resumed from step {first_step} of {workdir / 'checkpoints'}")
     else:
-        state = experiment.init_state()
+        state = initial_state(experiment)
     if first_step >= num_steps:
         say(f"nothing to train: step {first_step} is the last; another --workdir starts anew")
 

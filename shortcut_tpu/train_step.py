@@ -64,7 +64,9 @@ def make_train_step(
             step=state.step + 1,
             params=params,
             opt_state=opt_state,
-            emas=update_emas(state.emas, params, ema_decays),
+            emas=objective.renewed(
+                update_emas(state.emas, params, ema_decays), state.step, num_steps
+            ),
         )
         norms = {
             "grad_norm": optax.tree.norm(grads),

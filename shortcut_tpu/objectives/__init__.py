@@ -9,6 +9,7 @@ from typing import Any
 
 from shortcut_tpu.objectives.alpha_flow import AlphaFlow
 from shortcut_tpu.objectives.base import Inputs, Metrics, Objective
+from shortcut_tpu.objectives.consistency_distillation import ConsistencyDistillation
 from shortcut_tpu.objectives.consistency_training import ConsistencyTraining
 from shortcut_tpu.objectives.diffusion import Diffusion
 from shortcut_tpu.objectives.flow_matching import FlowMatching
@@ -16,6 +17,7 @@ from shortcut_tpu.objectives.improved_meanflow import ImprovedMeanFlow
 from shortcut_tpu.objectives.improved_shortcut import ImprovedShortcut
 from shortcut_tpu.objectives.live_reflow import LiveReflow
 from shortcut_tpu.objectives.meanflow import MeanFlow
+from shortcut_tpu.objectives.progressive_distillation import ProgressiveDistillation
 from shortcut_tpu.objectives.shortcut import Shortcut
 from shortcut_tpu.objectives.split_meanflow import SplitMeanFlow
 
@@ -25,6 +27,8 @@ _ALL: tuple[type[Objective], ...] = (
     Shortcut,
     ConsistencyTraining,
     LiveReflow,
+    ProgressiveDistillation,
+    ConsistencyDistillation,
     MeanFlow,
     ImprovedMeanFlow,
     AlphaFlow,

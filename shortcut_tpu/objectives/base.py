@@ -21,6 +21,9 @@ from shortcut_tpu.samplers import ConditionedFn
 Params = Any
 Metrics = dict[str, jax.Array]
 
+# A teacher is an average of weights that does not move.
+TEACHER = "teacher"
+
 
 class Velocity(Protocol):
     """The network: mean velocity over a step of size d from time t.
@@ -46,7 +49,8 @@ class Inputs:
     Attributes:
       apply: the network.
       params: the parameters that are differentiated.
-      emas: moving averages of the parameters by name, not differentiated.
+      emas: moving averages of the parameters by name, not differentiated; among them "teacher",
+        whose weights rest, for objectives that need one.
       x1: [B, H, W, C] float32 latents, the whole global batch.
       labels: [B] int32.
       null_label: the label that stands for none.
@@ -78,6 +82,8 @@ class Objective:
       conditions: scalars that the network is told beside t, d and the label; each, [B] in [0, 1],
         is handed to the network by its name.
       heads: how many velocities the network puts out, see `Velocity`.
+      needs_teacher: whether `emas` must hold a teacher, a trained model that the parameters start
+        from.
       smooth_times: whether the network must be smooth in t and d, for objectives that
         differentiate in them or take d from a continuum.
       row_stride: every device must hold a multiple of this many rows.
@@ -87,6 +93,7 @@ class Objective:
     name: ClassVar[str]
     conditions: ClassVar[tuple[str, ...]] = ()
     heads: ClassVar[int] = 1
+    needs_teacher: ClassVar[bool] = False
     smooth_times: ClassVar[bool] = False
 
     @property
@@ -105,6 +112,12 @@ class Objective:
         the trainer reports its mean when it logs.
         """
         raise NotImplementedError
+
+    def renewed(
+        self, emas: dict[str, Params], step: jax.Array, num_steps: int
+    ) -> dict[str, Params]:
+        """The averages after the update of a step; another teacher may take the old one's place."""
+        return emas
 
     def sample(
         self,

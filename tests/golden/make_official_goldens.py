@@ -90,9 +90,9 @@ REFLOW_SETTINGS = (
     Setting("live_reflow", batch=32, bootstrap_every=4),
     Setting("live_reflow_guided", batch=32, bootstrap_every=4, cfg_scale=1.5),
 )
-# The stages of consistency training: a step within each, of a training of so many.
-CONSISTENCY_STEPS = (3, 350, 699)
-CONSISTENCY_MAX_STEPS = 700
+# Steps of several stages, of a training of so many steps, for the methods that have stages.
+STAGE_STEPS = (3, 350, 699)
+MAX_STEPS = 700
 
 
 def import_official(clone: Path) -> dict[str, ModuleType]:
@@ -111,6 +111,8 @@ def import_official(clone: Path) -> dict[str, ModuleType]:
         "baselines.targets_naive",
         "baselines.targets_consistency_training",
         "baselines.targets_livereflow",
+        "baselines.targets_progressive",
+        "baselines.targets_consistency_distillation",
     )
     return {name.rpartition(".")[2]: importlib.import_module(name) for name in names}
 
@@ -317,7 +319,7 @@ def check_bootstrap(setting: Setting, rows: Arrays, state: Recorder, bootstrap: 
 
 
 def baseline_goldens(modules: Mapping[str, ModuleType]) -> Arrays:
-    """Official targets of consistency training and of live reflow, with what they are made of."""
+    """Official targets of the baselines that learn from themselves or from a teacher."""
     network = Official(modules["model"], TARGET_SHAPE, TARGET_NETWORK)
     shapes = network.shapes()
     online, ema = (seeded_weights(shapes, salt=salt) for salt in ("online", "ema"))
@@ -347,21 +349,21 @@ def baseline_goldens(modules: Mapping[str, ModuleType]) -> Arrays:
             reflow_rows=setting.batch // setting.bootstrap_every,
             guidance=setting.cfg_scale,
         )
-    for step in CONSISTENCY_STEPS:
-        flags = Setting("consistency_training", batch=32, bootstrap_every=1).flags()
-        flags.max_steps = CONSISTENCY_MAX_STEPS
+    teacher = Recorder(network, online, seeded_weights(shapes, salt="teacher"), ignore_dt=True)
+    for step in STAGE_STEPS:
         state = Recorder(network, online, ema, step=step, ignore_dt=True)
-        targets = modules["targets_consistency_training"].get_targets(
-            flags, key, state, jnp.asarray(images), jnp.asarray(labels)
-        )
         noise = jax.random.normal(jax.random.split(key, 2)[1], images.shape)
-        record(
-            f"consistency_training_{step}",
-            targets,
-            noise,
-            step=step,
-            max_steps=CONSISTENCY_MAX_STEPS,
-        )
+        flags = Setting("staged", batch=32, bootstrap_every=1, bootstrap_cfg=1, cfg_scale=1.5)
+        official = flags.flags()
+        official.max_steps = MAX_STEPS
+        rows = (jnp.asarray(images), jnp.asarray(labels))
+        for name, states in (
+            ("consistency_training", (state,)),
+            ("progressive", (state, teacher)),
+            ("consistency_distillation", (state, teacher)),
+        ):
+            targets = modules[f"targets_{name}"].get_targets(official, key, *states, *rows)
+            record(f"{name}_{step}", targets, noise, step=step, max_steps=MAX_STEPS)
     return goldens
 
 

@@ -65,7 +65,7 @@ class Gaussian:
         values: dict[str, Any] = {
             "apply": self.apply,
             "params": {},
-            "emas": {"target": {}},
+            "emas": {"target": {}, "teacher": {}},
             "x1": x1,
             "labels": jnp.zeros(len(x1), jnp.int32),
             "null_label": NULL_LABEL,

@@ -13,12 +13,14 @@ from shortcut_tpu.objectives import (
     OBJECTIVES,
     alpha_flow,
     base,
+    consistency_distillation,
     consistency_training,
     diffusion,
     improved_meanflow,
     improved_shortcut,
     live_reflow,
     meanflow,
+    progressive_distillation,
     shortcut,
     split_meanflow,
 )
@@ -265,6 +267,78 @@ def test_consistency_training_stages() -> None:
     assert bins == [1, 2, 4, 8, 16, 32, 64]
     assert float(objective.bins(jnp.asarray(999), 7000)) == 1
     assert float(objective.bins(jnp.asarray(6999), 7000)) == 64
+
+
+TEACHER_AND_STUDENT = {
+    "teacher": {"is_teacher": np.array(True)},
+    "target": {"is_teacher": np.array(False)},
+}
+
+
+def teacher_and_student(teacher: Any, student: Any) -> Any:
+    """A network that is one function with the teacher's parameters and another with others."""
+
+    def network(
+        params: Any, x: jax.Array, t: jax.Array, d: jax.Array, labels: jax.Array
+    ) -> jax.Array:
+        assert (d == 1).all()
+        return (teacher if params["is_teacher"] else student)(x, t, labels)
+
+    return network
+
+
+@pytest.mark.parametrize("stage", [0, 3, 6])
+def test_progressive_distillation(stage: int) -> None:
+    """A teacher with the exact u(x, t, d/2) gives the exact u(x, t, d), d = 2^(stage + 1) / M."""
+    p = Points()
+    d = 2.0 ** (stage + 1) / 128
+    network = teacher_and_student(
+        lambda x, t, labels: PROBLEM.mean_velocity(x, t, jnp.full_like(t, d / 2)), None
+    )
+    inputs = PROBLEM.inputs(p.x1, apply=network, emas=TEACHER_AND_STUDENT)
+    objective = progressive_distillation.ProgressiveDistillation(clip=0.0)
+    t = jnp.floor(p.t / d) * d
+    targets = objective.targets(inputs, p.xt, t, p.labels, jnp.asarray(stage))
+    assert_equal(targets, PROBLEM.mean_velocity(p.xt, t, jnp.full_like(t, d)))
+
+
+def test_progressive_distillation_guides_in_the_first_stage() -> None:
+    """v_null + w (v - v_null) of the teacher at stage 0, v at all others."""
+    p = Points()
+    network = teacher_and_student(
+        lambda x, t, labels: jnp.full_like(x, 3.0) - 2.0 * (labels == 0)[:, None, None, None], None
+    )
+    inputs = PROBLEM.inputs(p.x1, apply=network, emas=TEACHER_AND_STUDENT)
+    objective = progressive_distillation.ProgressiveDistillation(clip=0.0, guidance=1.5)
+    for stage, value in ((0, 3 + 1.5 * (1 - 3)), (1, 1.0), (6, 1.0)):
+        targets = objective.targets(inputs, p.xt, p.t, p.labels, jnp.asarray(stage))
+        assert_equal(targets, jnp.full_like(p.xt, value))
+
+
+def test_progressive_distillation_renews_its_teacher() -> None:
+    """The student's average takes the teacher's place at the end of each stage, and only then."""
+    objective = progressive_distillation.ProgressiveDistillation(target_ema="target")
+    emas = {"teacher": {"w": jnp.zeros(2)}, "target": {"w": jnp.ones(2)}, "evaluation": {}}
+    renewals = [
+        step
+        for step in range(700)
+        if objective.renewed(emas, jnp.asarray(step), 700)["teacher"]["w"].all()
+    ]
+    assert renewals == [99, 199, 299, 399, 499, 599]
+
+
+def test_consistency_distillation() -> None:
+    """A teacher with the exact u(x, t, 1/M) and a student with the exact u(x, t, 1 - t) agree."""
+    p = Points()
+    network = teacher_and_student(
+        lambda x, t, labels: PROBLEM.mean_velocity(x, t, jnp.full_like(t, 1 / 128)),
+        lambda x, t, labels: PROBLEM.mean_velocity(x, t, 1 - t),
+    )
+    inputs = PROBLEM.inputs(p.x1, apply=network, emas=TEACHER_AND_STUDENT)
+    objective = consistency_distillation.ConsistencyDistillation(clip=0.0)
+    t = jnp.floor(p.t * 128) / 128
+    targets = objective.targets(inputs, p.xt, t, p.labels)
+    assert_equal(targets, PROBLEM.mean_velocity(p.xt, t, 1 - t))
 
 
 def test_live_reflow() -> None:

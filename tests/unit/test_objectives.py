@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
-import optax
 import pytest
 
 from configs import common
@@ -22,7 +21,6 @@ from shortcut_tpu import partitioning, samplers
 from shortcut_tpu.evaluation.generator import Generator
 from shortcut_tpu.experiment import Experiment
 from shortcut_tpu.objectives import OBJECTIVES, Inputs, mean_velocity
-from shortcut_tpu.train_step import make_train_step
 
 ROOT = Path(__file__).resolve().parents[2]
 BATCH = 32
@@ -97,9 +95,7 @@ def report(name: str) -> dict[str, Any]:
     losses = []
     for devices in (1, 4):
         experiment = mesh_experiment(name, "float32", devices)
-        loss = jax.jit(
-            make_train_loss(experiment), out_shardings=partitioning.replicated(experiment.mesh)
-        )
+        loss = step_loss(experiment)
         rows = {
             k: jax.device_put(v, partitioning.rows(experiment.mesh)) for k, v in batch().items()
         }
@@ -125,19 +121,26 @@ def mesh_experiment(name: str, dtype: str, devices: int) -> Experiment:
     return Experiment.from_config(config, jax.devices()[:devices])
 
 
-def make_train_loss(experiment: Experiment) -> Any:
-    """The loss of a step, by way of the metrics of the step that trains with no change."""
-    step = make_train_step(
-        experiment.model,
-        experiment.objective,
-        optax.set_to_zero(),
-        experiment.config.emas,
-        latent_scale=1.0,
-        seed=0,
-        num_steps=100,
-        row_shards=partitioning.row_shards(experiment.mesh),
-    )
-    return lambda state, rows: step(state, rows)[1]["loss"]
+def step_loss(experiment: Experiment) -> Any:
+    """The loss as a function of a state and a batch."""
+
+    def loss(state: Any, rows: dict[str, jax.Array]) -> jax.Array:
+        return experiment.objective.loss(
+            Inputs(
+                apply=experiment.model.apply,
+                params=state.params,
+                emas=state.emas,
+                x1=rows["mean"].astype(jnp.float32),
+                labels=rows["label"],
+                null_label=experiment.model.null_label,
+                key=jax.random.key(0),
+                step=state.step,
+                num_steps=100,
+                row_shards=partitioning.row_shards(experiment.mesh),
+            )
+        )[0]
+
+    return jax.jit(loss, out_shardings=partitioning.replicated(experiment.mesh))
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

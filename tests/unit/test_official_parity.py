@@ -15,7 +15,15 @@ import numpy as np
 import pytest
 
 from shortcut_tpu.models import DiT, DiTConfig
-from shortcut_tpu.objectives import ConsistencyTraining, Inputs, LiveReflow, Shortcut, base
+from shortcut_tpu.objectives import (
+    ConsistencyDistillation,
+    ConsistencyTraining,
+    Inputs,
+    LiveReflow,
+    ProgressiveDistillation,
+    Shortcut,
+    base,
+)
 from tests.golden.seeded_weights import seeded_weights
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
@@ -259,7 +267,10 @@ def baseline(name: str) -> tuple[Arrays, Inputs]:
     inputs = Inputs(
         apply=jax.jit(model.apply),
         params=seeded_params(model, golden, "online"),
-        emas={"target": seeded_params(model, golden, "ema")},
+        emas={
+            "target": seeded_params(model, golden, "ema"),
+            "teacher": seeded_params(model, golden, "teacher"),
+        },
         x1=jnp.asarray(golden["images"]),
         labels=jnp.asarray(golden["labels"]),
         null_label=model.null_label,
@@ -284,6 +295,32 @@ def test_consistency_training(step: int, bins: int) -> None:
     x0, t = jnp.asarray(rows["noise"]), jnp.asarray(rows["t"])
     assert_agrees(base.path(x0, inputs.x1, t, SIGMA_MIN), rows["x_t"])
     assert_agrees(objective.targets(inputs, x0, t, t + 1 / bins), rows["v_t"])
+
+
+@pytest.mark.parametrize(("step", "level"), [(3, 6), (350, 3), (699, 0)])
+def test_progressive_distillation(step: int, level: int) -> None:
+    """Two half steps of the teacher, guided in the first stage; t a multiple of 2^-level."""
+    rows, inputs = baseline(f"progressive_{step}")
+    objective = ProgressiveDistillation(guidance=1.5)
+    stage = objective.stage(inputs.step, inputs.num_steps)
+    assert (rows["level"] == level).all()
+    assert objective.num_stages - 1 - int(stage) == level
+    assert (rows["t"] * 2**level % 1 == 0).all()
+    x0, t = jnp.asarray(rows["noise"]), jnp.asarray(rows["t"])
+    xt = base.path(x0, inputs.x1, t, SIGMA_MIN)
+    assert_agrees(xt, rows["x_t"])
+    assert_agrees(objective.targets(inputs, xt, t, inputs.labels, stage), rows["v_t"])
+
+
+def test_consistency_distillation() -> None:
+    """The teacher steps by 1/128, the student's average predicts the data from there."""
+    rows, inputs = baseline("consistency_distillation_3")
+    x0, t = jnp.asarray(rows["noise"]), jnp.asarray(rows["t"])
+    xt = base.path(x0, inputs.x1, t, SIGMA_MIN)
+    assert_agrees(xt, rows["x_t"])
+    assert (rows["t"] * 128 % 1 == 0).all()
+    targets = ConsistencyDistillation().targets(inputs, xt, t, inputs.labels)
+    assert_agrees(targets, rows["v_t"])
 
 
 @pytest.mark.parametrize("name", ["live_reflow", "live_reflow_guided"])

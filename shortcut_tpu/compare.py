@@ -4,9 +4,10 @@
   python -m shortcut_tpu.compare --config=digits --methods=shortcut,meanflow --seeds=3
 
 The records, the network, the batch, the optimizer and the number of training steps are the
-config's for every method; only `objective.name` and the seed differ. Called again with the same
-workdir it goes on where it stopped: a method that was scored is not trained again. One that
-diverges is reported and does not stop the others.
+config's for every method; only `objective.name` and the seed differ. A method that distills a
+teacher spends half of its steps on training one by flow matching. Called again with the same
+workdir the comparison goes on where it stopped: a method that was scored is not trained again. One
+that diverges is reported and does not stop the others.
 """
 
 from collections.abc import Sequence
@@ -46,12 +47,14 @@ class Row:
 
     Attributes:
       runs: by seed, the distance at each number of steps, None where the method diverged.
-      cost: operations of a training step, relative to flow matching.
+      cost: operations of all training steps, relative to flow matching.
+      phases: trainings that follow each other.
     """
 
     name: str
     runs: Sequence[dict[int, float] | None]
     cost: float
+    phases: int
 
     @property
     def diverged(self) -> int:
@@ -75,6 +78,7 @@ class Row:
                 str(n): {"mean": mean, "std": std} for n, (mean, std) in self.distances.items()
             },
             "cost": self.cost,
+            "phases": self.phases,
             "seeds": len(self.runs),
             "diverged": self.diverged,
         }
@@ -91,16 +95,38 @@ def method_config(config: ConfigDict, name: str, seed: int) -> ConfigDict:
     return config
 
 
+def phases(
+    config: ConfigDict, name: str, seed: int, workdir: epath.Path
+) -> list[tuple[ConfigDict, epath.Path]]:
+    """The configs and folders of a method's trainings, in their order."""
+    run = method_config(config, name, seed)
+    if not OBJECTIVES[name].needs_teacher:
+        return [(run, workdir)]
+    teacher = method_config(config, _REFERENCE, seed)
+    with teacher.unlocked(), run.unlocked():
+        teacher.train.num_steps = config.train.num_steps // 2
+        run.train.num_steps = config.train.num_steps - teacher.train.num_steps
+        run.teacher.workdir = str(workdir / "teacher")
+    return [(teacher, workdir / "teacher"), (run, workdir)]
+
+
 def training_flops(config: ConfigDict) -> int:
-    """Operations in the matrix products of one training step."""
+    """Operations in the matrix products of a whole training."""
     experiment = Experiment.from_config(config, jax.devices())
     fields = Manifest.load(config.data.path).fields
     batch = experiment.abstract_batch({f.name: (np.dtype(f.dtype), f.shape) for f in fields})
-    return count_flops(experiment.train_step, experiment.abstract_state, batch)
+    step = count_flops(experiment.train_step, experiment.abstract_state, batch)
+    return step * config.train.num_steps
 
 
-def score(config: ConfigDict, workdir: epath.Path, steps: Sequence[int]) -> dict[int, float] | None:
+def score(
+    trainings: Sequence[tuple[ConfigDict, epath.Path]], steps: Sequence[int]
+) -> dict[int, float] | None:
     """Trains and scores one method with one seed, unless that was done before.
+
+    Args:
+      trainings: from `phases`; the last one's model is scored.
+      steps: numbers of sampling steps.
 
     Returns:
       The distance at each number of steps; None where the method diverged.
@@ -108,6 +134,7 @@ def score(config: ConfigDict, workdir: epath.Path, steps: Sequence[int]) -> dict
     Raises:
       UserError: the config cannot be run, or the workdir holds another run.
     """
+    config, workdir = trainings[-1]
     scores = workdir / _SCORES
     asked = {"config": json.loads(json.dumps(config.to_dict())), "steps": list(steps)}
     if scores.exists():
@@ -120,7 +147,8 @@ def score(config: ConfigDict, workdir: epath.Path, steps: Sequence[int]) -> dict
     Experiment.from_config(config, jax.devices())
     Manifest.load(config.data.path)
     try:
-        state = train(config, workdir)
+        for phase, folder in trainings:
+            state = train(phase, folder)
         distances = _distances(config, state.emas["evaluation"], steps)
     except (UserError, np.linalg.LinAlgError) as error:
         say(f"{config.objective.name}, seed {config.seed}, diverged: {error}")
@@ -151,7 +179,8 @@ def table(metric: str, steps: Sequence[int], rows: Sequence[Row]) -> list[str]:
     spread = any(len(row.runs) > 1 for row in rows)
     width = max(len(row.name) for row in rows)
     cell = 16 if spread else 9
-    lines = [f"{metric:<{width}}" + "".join(f"{n:>{cell}}" for n in steps) + f"{'cost':>8}"]
+    lines = [f"{metric:<{width}}" + "".join(f"{n:>{cell}}" for n in steps)]
+    lines[0] += f"{'cost':>8}{'phases':>8}"
     for row in rows:
         cells = []
         for n in steps:
@@ -164,7 +193,7 @@ def table(metric: str, steps: Sequence[int], rows: Sequence[Row]) -> list[str]:
         lines.append(
             f"{row.name:<{width}}"
             + "".join(f"{text:>{cell}}" for text in cells)
-            + f"{row.cost:>8.2f}{note}"
+            + f"{row.cost:>8.2f}{row.phases:>8}{note}"
         )
     return lines
 
@@ -203,10 +232,10 @@ def main() -> None:
     for name in names:
         runs = []
         for seed in range(config.seed, config.seed + flags.FLAGS.seeds):
-            run = method_config(config, name, seed)
-            runs.append(score(run, workdir / name / f"seed_{seed}", steps))
-        cost = training_flops(method_config(config, name, config.seed)) / reference
-        rows.append(Row(name, runs, cost))
+            trainings = phases(config, name, seed, workdir / name / f"seed_{seed}")
+            runs.append(score(trainings, steps))
+        cost = sum(training_flops(phase) for phase, _ in trainings) / reference
+        rows.append(Row(name, runs, cost, len(trainings)))
         say(*table(config.evaluation.protocol, steps, rows))
 
     means = {row.name: {n: mean for n, (mean, _) in row.distances.items()} for row in rows}

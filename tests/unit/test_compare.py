@@ -17,7 +17,10 @@ from data_pipeline.errors import UserError
 from data_pipeline.sources import open_source
 from shortcut_tpu import claims, compare
 from shortcut_tpu import config as config_lib
+from shortcut_tpu.experiment import Experiment
 from shortcut_tpu.flops import count_flops
+from shortcut_tpu.loading import initial_state
+from shortcut_tpu.train import train
 
 
 @pytest.fixture(scope="module")
@@ -71,14 +74,41 @@ def test_score_is_kept(config: ConfigDict, tmp_path: Path, monkeypatch: Any) -> 
     """Trained and scored once; then read; refused for another config."""
     run = compare.method_config(config, "meanflow", 3)
     workdir = epath.Path(tmp_path / "run")
-    distances = compare.score(run, workdir, [1, 2])
+    distances = compare.score([(run, workdir)], [1, 2])
     assert distances is not None
     assert set(distances) == {1, 2}
     assert all(distance > 0 for distance in distances.values())
     monkeypatch.setattr(compare, "train", None)
-    assert compare.score(run, workdir, [1, 2]) == distances
+    assert compare.score([(run, workdir)], [1, 2]) == distances
+    other = compare.method_config(config, "meanflow", 4)
     with pytest.raises(UserError, match="another config"):
-        compare.score(compare.method_config(config, "meanflow", 4), workdir, [1, 2])
+        compare.score([(other, workdir)], [1, 2])
+
+
+def test_teacher_and_student_share_the_steps(config: ConfigDict, tmp_path: Path) -> None:
+    """Half of the steps train the teacher by flow matching; the student starts from its average."""
+    longer = config.copy_and_resolve_references()
+    with longer.unlocked():
+        longer.train.num_steps = 5
+    trainings = compare.phases(longer, "progressive_distillation", 0, epath.Path(tmp_path))
+    (teacher, folder), (student, workdir) = trainings
+    assert (teacher.objective.name, teacher.train.num_steps) == ("flow_matching", 2)
+    assert (student.objective.name, student.train.num_steps) == ("progressive_distillation", 3)
+    with teacher.unlocked(), student.unlocked():
+        teacher.checkpoint.every_steps = student.checkpoint.every_steps = 1
+    with pytest.raises(UserError, match="no such file"):
+        train(student, workdir)
+
+    taught = train(teacher, folder)
+    first = initial_state(Experiment.from_config(student, jax.devices()))
+    for weights in (first.params, *first.emas.values()):
+        jax.tree.map(np.testing.assert_array_equal, weights, taught.emas["evaluation"])
+    assert set(first.emas) == {"evaluation", "target", "teacher"}
+    assert set(compare.score(trainings, [1]) or {}) == {1}
+    with student.unlocked():
+        student.teacher.workdir = ""
+    with pytest.raises(UserError, match="needs a teacher"):
+        initial_state(Experiment.from_config(student, jax.devices()))
 
 
 def test_divergence_is_reported(config: ConfigDict, tmp_path: Path, capsys: Any) -> None:
@@ -87,10 +117,10 @@ def test_divergence_is_reported(config: ConfigDict, tmp_path: Path, capsys: Any)
     with run.unlocked():
         run.optimizer.update({"learning_rate": 1e30, "warmup_steps": 0})
     workdir = epath.Path(tmp_path / "run")
-    assert compare.score(run, workdir, [1]) is None
+    assert compare.score([(run, workdir)], [1]) is None
     assert "diverged" in capsys.readouterr().out
     assert json.loads((workdir / "distances.json").read_text())["distances"] is None
-    assert compare.score(run, workdir, [1]) is None
+    assert compare.score([(run, workdir)], [1]) is None
 
 
 def test_config_errors_are_not_divergence(config: ConfigDict, tmp_path: Path) -> None:
@@ -98,20 +128,21 @@ def test_config_errors_are_not_divergence(config: ConfigDict, tmp_path: Path) ->
     with run.unlocked():
         run.objective.shortcut.bootstrap_share = 0.3
     with pytest.raises(UserError, match="unit fraction"):
-        compare.score(run, epath.Path(tmp_path), [1])
+        compare.score([(run, epath.Path(tmp_path))], [1])
 
 
 def test_table_and_json() -> None:
     """Mean and sample deviation over the seeds that did not diverge."""
     rows = [
-        compare.Row("shortcut", [{1: 1.0, 4: 0.5}, {1: 3.0, 4: 0.5}, None], 1.17),
-        compare.Row("meanflow", [None, None, None], 1.5),
+        compare.Row("shortcut", [{1: 1.0, 4: 0.5}, {1: 3.0, 4: 0.5}, None], 1.17, 1),
+        compare.Row("meanflow", [None, None, None], 1.5, 2),
     ]
     assert rows[0].distances == {1: (2.0, pytest.approx(np.sqrt(2))), 4: (0.5, 0.0)}
     assert rows[0].to_json()["distances"]["1"]["mean"] == 2.0
-    assert rows[1].to_json() == {"distances": {}, "cost": 1.5, "seeds": 3, "diverged": 3}
+    nothing = {"distances": {}, "cost": 1.5, "phases": 2, "seeds": 3, "diverged": 3}
+    assert rows[1].to_json() == nothing
     header, first, second = compare.table("fd_pixel", [1, 4], rows)
-    assert header.split() == ["fd_pixel", "1", "4", "cost"]
+    assert header.split() == ["fd_pixel", "1", "4", "cost", "phases"]
     assert "2 ± 1.4" in first and "1.17" in first and "1 of 3 seeds diverged" in first
     assert second.split()[1:3] == ["diverged", "diverged"]
 

@@ -9,6 +9,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from etils import epath
 import jax
 import jax.numpy as jnp
 
@@ -68,7 +69,9 @@ def initial_state(experiment: Experiment) -> TrainState:
         return experiment.init_state()
     if not teacher.workdir:
         raise UserError(f"{objective.name} needs a teacher: --config.teacher.workdir=DIR of a run")
-    run = load_run(Path(teacher.workdir), None if teacher.step < 0 else teacher.step, teacher.ema)
+    run = load_run(
+        epath.Path(teacher.workdir), None if teacher.step < 0 else teacher.step, teacher.ema
+    )
     state = experiment.init_state()
     theirs, ours = (jax.tree.map(lambda a: a.shape, p) for p in (run.params, state.params))
     if theirs != ours:

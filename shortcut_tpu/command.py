@@ -21,6 +21,7 @@ from ml_collections import config_flags
 
 from data_pipeline.errors import UserError, exit_on_user_error
 from shortcut_tpu import config as config_lib
+from shortcut_tpu import outcome
 
 T = TypeVar("T")
 
@@ -37,7 +38,11 @@ def run(main: Callable[[], None], define_flags: Callable[[], None]) -> None:
             raise UserError(f"unexpected argument {arguments[1]!r}; flags look like --name=value")
         # Orbax and CLU tell the log everything they do; people have `observability.console`.
         logging.set_verbosity(logging.WARNING)
-        main()
+        try:
+            main()
+        except UserError:
+            outcome.report(outcome.REFUSED)
+            raise
 
     app.run(exit_on_user_error(guarded), flags_parser=exit_on_user_error(_parse))
 

@@ -3,9 +3,14 @@
 `launch/local_pod.sh` sets the variables of `Rehearsal`; on a TPU JAX finds the pod by itself.
 """
 
+from collections.abc import Callable
 import os
 
 import jax
+from jax.experimental import multihost_utils
+import numpy as np
+
+from data_pipeline.errors import UserError
 
 COORDINATOR = "SHORTCUT_TPU_COORDINATOR"
 NUM_PROCESSES = "SHORTCUT_TPU_NUM_PROCESSES"
@@ -24,6 +29,21 @@ def initialize() -> None:
         )
     elif _on_tpu_pod():
         jax.distributed.initialize()
+
+
+def first_does(action: Callable[[], None]) -> None:
+    """Runs `action` on the first process; where it raises a UserError, all raise one."""
+    error: UserError | None = None
+    if jax.process_index() == 0:
+        try:
+            action()
+        except UserError as raised:
+            error = raised
+    failed = multihost_utils.broadcast_one_to_all(np.array(error is not None))
+    if error is not None:
+        raise error
+    if failed:
+        raise UserError("the first process stopped the run; its log says why")
 
 
 def _on_tpu_pod() -> bool:

@@ -1,5 +1,6 @@
 """The evaluation that happens while a run trains."""
 
+from collections.abc import Callable
 import functools
 from typing import TYPE_CHECKING, Any
 
@@ -24,10 +25,12 @@ class PeriodicEvaluation:
         experiment: Experiment,
         autoencoder: Autoencoder,
         writer: "metric_writers.MetricWriter",
+        progress: Callable[[int], None] = lambda more: None,
     ):
         self._experiment = experiment
         self._autoencoder = autoencoder
         self._writer = writer
+        self._progress = progress
         self._generator = make_generator(experiment, autoencoder)
 
     @functools.cached_property
@@ -47,7 +50,7 @@ class PeriodicEvaluation:
         labels = balanced_labels(4 * _SHEET_COLUMNS, config.data.num_classes)
         distances, images = {}, {}
         for num_steps in config.evaluation.steps:
-            distances[num_steps] = self._evaluator.distance(params, num_steps)
+            distances[num_steps] = self._evaluator.distance(params, num_steps, self._progress)
             samples = self._generator(params, range(len(labels)), labels, num_steps)
             page = sheets.sheet(unit_to_uint8(samples), _SHEET_COLUMNS)
             images[f"samples/{num_steps}_steps"] = page[None]

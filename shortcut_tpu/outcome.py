@@ -1,0 +1,28 @@
+"""How a command tells its supervisor why it ended, which an exit status alone does not say.
+
+The supervisor names a file in the environment; without one nothing is written.
+
+Usage:
+  outcome.report(outcome.PREEMPTED)
+"""
+
+import os
+from pathlib import Path
+
+FILE = "SHORTCUT_TPU_OUTCOME"
+
+# Saved because it was asked to end before its work was done: start it again.
+PREEMPTED = "preempted"
+# A person has to mend something: starting it again would end the same.
+REFUSED = "refused"
+
+
+def report(word: str) -> None:
+    """Leaves a word for the supervisor."""
+    if os.environ.get(FILE):
+        Path(os.environ[FILE]).write_text(word)
+
+
+def read(path: Path) -> str:
+    """The word that a process left, or nothing."""
+    return path.read_text() if path.exists() else ""

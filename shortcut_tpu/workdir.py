@@ -1,0 +1,67 @@
+"""One run to a workdir, and the same config each time it goes on.
+
+Usage, on every process:
+  with claimed(workdir):
+    check_config(checkpoints.config(step), config, allow_change=False)
+"""
+
+from collections.abc import Iterator
+import contextlib
+import fcntl
+import os
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from data_pipeline.errors import UserError
+from shortcut_tpu import config as config_lib
+from shortcut_tpu import distributed
+
+_LOCK = ".lock"
+
+
+@contextlib.contextmanager
+def claimed(workdir: epath.Path) -> Iterator[None]:
+    """Holds the workdir for this run; the kernel lets go of it however the process ends.
+
+    A bucket has no locks: there nothing is held.
+
+    Raises:
+      UserError: another run has it.
+    """
+    with contextlib.ExitStack() as held:
+        if "://" not in os.fspath(workdir):
+            distributed.first_does(lambda: _lock(workdir, held))
+        yield
+
+
+def _lock(workdir: epath.Path, held: contextlib.ExitStack) -> None:
+    workdir.mkdir(parents=True, exist_ok=True)
+    file = held.enter_context(Path(workdir / _LOCK).open("a+"))
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        raise UserError(
+            f"{workdir}: another run is using this workdir (process {file.read().strip()}); stop "
+            "it, or give this one another --workdir"
+        ) from None
+    file.truncate(0)
+    file.write(f"{os.getpid()}\n")
+    file.flush()
+
+
+def check_config(before: dict[str, Any], config: ConfigDict, allow_change: bool) -> None:
+    """Compares the config with that of the checkpoint it would go on from.
+
+    Raises:
+      UserError: they differ; the message names each difference.
+    """
+    changes = config_lib.differences(before, config)
+    if changes and not allow_change:
+        raise UserError(
+            f"the config is not that of the checkpoint: {'; '.join(changes)}. Give "
+            "--allow_config_change to go on with the new one, or another --workdir to start anew"
+        )

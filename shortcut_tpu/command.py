@@ -14,6 +14,7 @@ import json
 import os
 from pathlib import Path
 import sys
+import traceback
 from typing import Any, TypeVar
 
 from absl import app, flags, logging
@@ -21,7 +22,7 @@ from ml_collections import config_flags
 
 from data_pipeline.errors import UserError, exit_on_user_error
 from shortcut_tpu import config as config_lib
-from shortcut_tpu import outcome
+from shortcut_tpu import distributed, outcome
 
 T = TypeVar("T")
 
@@ -40,11 +41,25 @@ def run(main: Callable[[], None], define_flags: Callable[[], None]) -> None:
         logging.set_verbosity(logging.WARNING)
         try:
             main()
-        except UserError:
-            outcome.report(outcome.REFUSED)
+        except Exception as error:
+            if isinstance(error, UserError):
+                outcome.report(outcome.REFUSED)
+            if distributed.has_peers():
+                # An orderly end would wait for the peers, and they wait for this process.
+                _end_at_once(error)
             raise
 
     app.run(exit_on_user_error(guarded), flags_parser=exit_on_user_error(_parse))
+
+
+def _end_at_once(error: Exception) -> None:
+    if isinstance(error, UserError):
+        print("error:", " ".join(str(error).splitlines()), file=sys.stderr)
+    else:
+        traceback.print_exception(error)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def define_config() -> None:

@@ -31,6 +31,11 @@ def initialize() -> None:
         jax.distributed.initialize()
 
 
+def has_peers() -> bool:
+    """Whether other processes run the same program."""
+    return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
 def first_does(action: Callable[[], None]) -> None:
     """Runs `action` on the first process; where it raises a UserError, all raise one."""
     error: UserError | None = None

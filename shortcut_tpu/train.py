@@ -98,13 +98,18 @@ def _train(
 
     # ---------------------------------------------------------------- loop
     writer = make_writer(workdir, config.to_dict())
-    evaluation = PeriodicEvaluation(experiment, autoencoder, writer, progress=watchdog.alive)
+    evaluation = PeriodicEvaluation(
+        experiment, autoencoder, writer, workdir / "evaluations", progress=watchdog.alive
+    )
+    if due(first_step, config.evaluation.every_steps, num_steps):
+        # The run may have ended in the middle of it.
+        evaluation.unless_done(first_step, state.emas["evaluation"])
     step, preempted = first_step, False
     save_seconds, interval_start, interval_step = 0.0, time.monotonic(), first_step
     for step in range(first_step + 1, num_steps + 1):
         watchdog.alive()
         state, metrics = experiment.train_step(state, next(batches))
-        preempted = preemption.reached(step)
+        preempted = preemption.reached(step) and step < num_steps
         save_due = preempted or due(step, config.checkpoint.every_steps, num_steps)
         log_due = step % config.train.log_every_steps == 0 or step == num_steps
 
@@ -126,6 +131,8 @@ def _train(
 
         if save_due:
             save_start = time.monotonic()
+            # What led to a checkpoint will not be computed again.
+            writer.flush()
             checkpoints.save(step, state)
             save_seconds += time.monotonic() - save_start
         if preempted:
@@ -154,7 +161,7 @@ def _train(
 
 def due(step: int, every_steps: int, num_steps: int) -> bool:
     """Whether something that happens every so many steps, and at the end, happens now."""
-    return every_steps > 0 and (step % every_steps == 0 or step == num_steps)
+    return every_steps > 0 and step > 0 and (step % every_steps == 0 or step == num_steps)
 
 
 def check_data(config: ConfigDict, manifest: Manifest) -> None:

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 import contextlib
 import fcntl
 import os
-from pathlib import Path
 from typing import Any
 
 from etils import epath
@@ -39,18 +38,18 @@ def claimed(workdir: epath.Path) -> Iterator[None]:
 
 def _lock(workdir: epath.Path, held: contextlib.ExitStack) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
-    file = held.enter_context(Path(workdir / _LOCK).open("a+"))
+    file = os.open(workdir / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    held.callback(os.close, file)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        file.seek(0)
+        holder = os.read(file, 100).decode().strip()
         raise UserError(
-            f"{workdir}: another run is using this workdir (process {file.read().strip()}); stop "
-            "it, or give this one another --workdir"
+            f"{workdir}: another run is using this workdir (process {holder}); stop it, or give "
+            "this one another --workdir"
         ) from None
-    file.truncate(0)
-    file.write(f"{os.getpid()}\n")
-    file.flush()
+    os.ftruncate(file, 0)
+    os.write(file, f"{os.getpid()}\n".encode())
 
 
 def check_config(before: dict[str, Any], config: ConfigDict, allow_change: bool) -> None:

@@ -27,6 +27,8 @@ from data_pipeline.errors import UserError, exit_on_user_error
 from shortcut_tpu import outcome
 
 _POLL_SECONDS = 0.1
+# How the lines begin that say more than the last one: a user error's, the watchdog's.
+_TELLING = ("error: ", "Timeout (")
 _PR_SET_PDEATHSIG = 1
 _STOPPED_STATUS = 128 + signal.SIGTERM
 
@@ -161,7 +163,7 @@ class Group:
             log.seek(self._log_starts[failed])
             text = log.read().decode(errors="replace")
         lines = [line for line in text.splitlines() if line.strip()]
-        errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+        errors = [line.removeprefix("error: ") for line in lines if line.startswith(_TELLING)]
         said = (errors or lines or ["it printed nothing"])[-1]
         return f"{line}: {said} (log: {member.log})"
 

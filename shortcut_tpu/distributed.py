@@ -1,6 +1,6 @@
 """Which hosts a run has: a TPU pod, a rehearsed pod on one machine, or this process alone.
 
-`launch/local_pod.sh` sets the variables of `Rehearsal`; on a TPU JAX finds the pod by itself.
+`launch/local_pod.sh` sets the variables below; on a TPU JAX finds the pod by itself.
 """
 
 from collections.abc import Callable
@@ -15,6 +15,8 @@ from data_pipeline.errors import UserError
 COORDINATOR = "SHORTCUT_TPU_COORDINATOR"
 NUM_PROCESSES = "SHORTCUT_TPU_NUM_PROCESSES"
 PROCESS_ID = "SHORTCUT_TPU_PROCESS_ID"
+# Set by launch/tpu_pod on the workers of TPU VMs, whose environment does not tell.
+POD = "SHORTCUT_TPU_POD"
 
 
 def initialize() -> None:
@@ -56,4 +58,4 @@ def _on_tpu_pod() -> bool:
     if os.environ.get("JAX_PLATFORMS", "") == "cpu":
         return False
     hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "")
-    return "," in hosts or "MEGASCALE_COORDINATOR_ADDRESS" in os.environ
+    return POD in os.environ or "," in hosts or "MEGASCALE_COORDINATOR_ADDRESS" in os.environ

@@ -38,6 +38,8 @@ _VERSIONS = {
 }
 _GONE = ("PREEMPTED", "TERMINATED", "STOPPED")
 _QUEUE_GONE = ("SUSPENDING", "SUSPENDED", "FAILED")
+_UNREACHABLE = "unreachable"
+_MAX_LOST = 30
 _NAME = r"[a-z]([a-z0-9-]{0,48}[a-z0-9])?"
 
 
@@ -225,18 +227,21 @@ def keep_running(pod: Pod, script: str, poll_seconds: float) -> None:
         _say(f"{pod.name} is up: starting the run on its workers")
         for node in pod.nodes:
             call(pod.cloud.ssh(node, "all", worker_script.as_root(script)))
-    while True:
+    lost = 0
+    while lost < _MAX_LOST:
         follow(pod)
         if pod.state() != "READY":
             pod.ready(poll_seconds)
             continue
         status = run_status(pod)
+        lost = lost + 1 if status == _UNREACHABLE else 0
         if status == "0":
             return
-        if status != "running":
+        if status.isdecimal():
             raise UserError(f"the run ended with status {status}; its log is above")
         # Not started yet, or the connection was lost.
         time.sleep(poll_seconds)
+    raise UserError(f"{pod.nodes[0]} cannot be reached over ssh, see above; the run itself goes on")
 
 
 def follow(pod: Pod) -> None:
@@ -246,10 +251,12 @@ def follow(pod: Pod) -> None:
 
 
 def run_status(pod: Pod) -> str:
-    """The status that the supervisor on the first worker ended with, or "running"."""
+    """The status that the supervisor on the first worker ended with, or in words that it has none."""
     result = call(
         pod.cloud.ssh(pod.nodes[0], "0", worker_script.as_root(worker_script.STATUS)), check=False
     )
+    if result.returncode:
+        return _UNREACHABLE
     return (result.stdout.split() or ["running"])[-1]
 
 

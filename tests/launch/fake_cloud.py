@@ -149,13 +149,15 @@ class FakeCloud:
                 self.queue[name["queuedResourceId"]] = {"body": body, "looks": 0}
             return 200, self._done(match[1])
         if match := re.fullmatch(_PREFIX + r"/nodes/([^/:]+)(:getGuestAttributes)?", path):
-            return self._node(method, match[1], match[2], bool(match[3]))
+            return self._node(method, match[1], match[2], bool(match[3]), body)
         if match := re.fullmatch(_PREFIX + r"/queuedResources/([^/]+)", path):
             return self._queued(method, match[1], match[2])
         return 404, {"error": {"code": 404, "status": "NOT_FOUND", "message": path}}
 
     def _done(self, parent: str) -> dict[str, Any]:
-        return {"name": f"{parent}/operations/o", "done": True, "response": {}}
+        # The client looks up what an operation made by the name in its response.
+        response = {"name": f"{parent}/nodes/{next(iter(self.nodes), 'none')}"}
+        return {"name": f"{parent}/operations/o", "done": True, "response": response}
 
     def _create(self, parent: str, name: str, body: dict[str, Any]) -> None:
         endpoints = [
@@ -178,7 +180,9 @@ class FakeCloud:
             for worker in range(self.workers):
                 self._boot(worker, body["metadata"]["startup-script"])
 
-    def _node(self, method: str, parent: str, name: str, attributes: bool) -> tuple[int, Any]:
+    def _node(
+        self, method: str, parent: str, name: str, attributes: bool, body: dict[str, Any]
+    ) -> tuple[int, Any]:
         if name not in self.nodes:
             message = f"Resource '{parent}/nodes/{name}' was not found"
             return 404, {"error": {"code": 404, "status": "NOT_FOUND", "message": message}}
@@ -186,6 +190,8 @@ class FakeCloud:
             return 404, {"error": {"code": 404, "status": "NOT_FOUND", "message": "none"}}
         if method == "GET":
             return 200, self.nodes[name]
+        if method == "PATCH":
+            self.nodes[name]["metadata"] = body["metadata"]
         if method == "DELETE":
             del self.nodes[name]
         return 200, self._done(parent)
@@ -252,21 +258,22 @@ class FakeCloud:
                 os.killpg(os.getpgid(pid), signal.SIGKILL)
 
 
-def tpu_pod(cloud: FakeCloud, *arguments: str, log: Path | None = None) -> subprocess.Popen:
-    """Starts `python -m launch.tpu_pod` against a cloud."""
-    command = [sys.executable, "-m", "launch.tpu_pod", "--zone=us-x1-a", *arguments]
-    output = log.open("wb") if log else subprocess.PIPE
-    try:
-        return subprocess.Popen(
-            command,
+@contextlib.contextmanager
+def tpu_pod(cloud: FakeCloud, *arguments: str, log: Path) -> Iterator[subprocess.Popen]:
+    """Runs `python -m launch.tpu_pod` against a cloud, its output in a file; ends its session."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "launch.tpu_pod", "--zone=us-x1-a", *arguments],
             cwd=ROOT,
             env=cloud.gcloud_environment(),
             stdin=subprocess.DEVNULL,
             stdout=output,
-            stderr=subprocess.STDOUT,
-            text=True,
+            stderr=output,
             start_new_session=True,
         )
+    try:
+        yield process
     finally:
-        if log:
-            output.close()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

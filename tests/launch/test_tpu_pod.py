@@ -1,14 +1,17 @@
 """The real gcloud client, against an API of our own: no test of these can spend money."""
 
-import contextlib
 import os
 import shutil
 import signal
 import subprocess
+import sys
 
 import pytest
 
+from launch.local_pod import free_port
+from shortcut_tpu import distributed
 from tests.launch.fake_cloud import FakeCloud, tpu_pod
+from tests.multihost import pods
 
 pytestmark = pytest.mark.skipif(shutil.which("gcloud") is None, reason="gcloud is not installed")
 
@@ -23,13 +26,13 @@ def cloud(tmp_path):
 
 
 def run(cloud: FakeCloud, *arguments: str) -> tuple[int, str]:
-    process = tpu_pod(cloud, *arguments)
-    try:
-        output, _ = process.communicate(timeout=300)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-    return process.returncode, output
+    log = cloud.folder / "tpu_pod.log"
+    with tpu_pod(cloud, *arguments, log=log) as process:
+        try:
+            status = process.wait(120)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"too slow:\n{log.read_text()}") from None
+    return status, log.read_text()
 
 
 def last(output: str) -> str:
@@ -62,7 +65,11 @@ def test_dry_run_shows_commands_that_bash_reads_and_calls_nothing(cloud, tmp_pat
     ]
     if shutil.which("shellcheck"):
         checked = subprocess.run(
-            ["shellcheck", "-"], input=script, capture_output=True, text=True, check=False
+            ["shellcheck", "--exclude=SC2016", "-"],
+            input=script,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert checked.returncode == 0, checked.stdout
 
@@ -133,3 +140,42 @@ def test_names_that_gcloud_would_refuse(cloud, name):
     assert (status, output.count("\n")) == (1, 1)
     assert output.startswith(f"error: --name={name}: ")
     assert not cloud.requests
+
+
+def test_a_whole_session_trains_on_four_workers_loses_one_is_preempted_and_finishes(tmp_path):
+    cloud = FakeCloud(tmp_path, workers=4)
+    cloud.boots = True
+    pods.make_records(tmp_path / "digits")
+    port = free_port()
+    cloud.environment = lambda worker: {
+        **pods.cpu_environment(tmp_path / "cache"),
+        "SHORTCUT_TPU_PYTHON": sys.executable,
+        distributed.COORDINATOR: f"localhost:{port}",
+        distributed.NUM_PROCESSES: "4",
+        distributed.PROCESS_ID: str(worker),
+    }
+    workdir, log = tmp_path / "run", tmp_path / "session.log"
+    arguments = [
+        *("--config=tests/multihost/tiny_config.py", "--name=pod", "--type=v5litepod-16"),
+        *(f"--workdir={workdir}", "--poll_seconds=0.5", "--spot", "--nopreflight"),
+        f"--config.data.path={tmp_path / 'digits'}",
+    ]
+    with cloud.serving(), tpu_pod(cloud, *arguments, log=log) as session:
+        pods.until(lambda: "step  5/16" in log.read_text(), session, log)
+        (training,) = pods.children(cloud.pid(2))
+        os.kill(training, signal.SIGKILL)
+        pods.until(lambda: "resumed from step 4" in log.read_text(), session, log)
+        pods.until(lambda: "step  9/16" in log.read_text(), session, log)
+        cloud.preempt("pod")
+        pods.until(
+            lambda: "pod was preempted; deleting what is left" in log.read_text(), session, log
+        )
+        assert pods.ended(session, log) == 0, log.read_text()
+    text = log.read_text()
+    assert text.count("creating pod: v5litepod-16 in us-x1-a") == 2
+    assert "step 16/16" in text
+    assert pods.checkpoint_steps(workdir)[-1] == 16
+    losses = pods.logged(workdir, "train/loss")
+    assert sorted(losses) == list(range(1, 17))
+    # A step that was made again was the same step.
+    assert all(len(values) == 1 for values in losses.values())

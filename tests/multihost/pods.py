@@ -29,10 +29,13 @@ DEADLINE_SECONDS = 300
 
 
 def environment(cache: Path, devices: int = 1) -> dict[str, str]:
-    """What a run needs here; compiled programs are kept, so that a restart is quick."""
+    """All of the environment of a run here."""
+    return {**os.environ, "PYTHONPATH": str(ROOT), **cpu_environment(cache, devices)}
+
+
+def cpu_environment(cache: Path, devices: int = 1) -> dict[str, str]:
+    """The variables that a run needs; compiled programs are kept, so that a restart is quick."""
     return {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": str(devices),
         "JAX_COMPILATION_CACHE_DIR": str(cache),

@@ -11,11 +11,11 @@ does not take the run for finished.
 
 import argparse
 from collections.abc import Callable, Sequence
-import ctypes
 import dataclasses
 import enum
 import os
 from pathlib import Path
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,7 +29,6 @@ from shortcut_tpu import outcome
 _POLL_SECONDS = 0.1
 # How the lines begin that say more than the last one: a user error's, the watchdog's.
 _TELLING = ("error: ", "Timeout (")
-_PR_SET_PDEATHSIG = 1
 _STOPPED_STATUS = 128 + signal.SIGTERM
 
 
@@ -113,12 +112,11 @@ class Group:
         try:
             self._processes.append(
                 subprocess.Popen(
-                    [sys.executable, *member.arguments],
+                    [*_die_with_parent(), sys.executable, *member.arguments],
                     env={**member.environment, outcome.FILE: str(self._outcome(index))},
                     stdin=subprocess.DEVNULL,
                     stdout=None if member.show else log,
                     stderr=log,
-                    preexec_fn=_die_with_parent,
                 )
             )
         finally:
@@ -228,9 +226,13 @@ def _say(line: str) -> None:
     print(f"supervisor: {line}", file=sys.stderr, flush=True)
 
 
-def _die_with_parent() -> None:
-    """A supervisor that is killed must not leave a process that holds the chips."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+def _die_with_parent() -> list[str]:
+    """What goes before a command, so that a supervisor that is killed leaves no one on the chips.
+
+    It is a command of its own because JAX forbids what `preexec_fn` does, a fork with Python's
+    hooks.
+    """
+    return ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
 
 
 @exit_on_user_error

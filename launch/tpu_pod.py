@@ -251,7 +251,7 @@ def follow(pod: Pod) -> None:
 
 
 def run_status(pod: Pod) -> str:
-    """The status that the supervisor on the first worker ended with, or in words that it has none."""
+    """What the supervisor on the first worker ended with: a number, or a word that it has not."""
     result = call(
         pod.cloud.ssh(pod.nodes[0], "0", worker_script.as_root(worker_script.STATUS)), check=False
     )

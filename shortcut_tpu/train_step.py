@@ -63,7 +63,7 @@ def make_train_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         # Both are sums over all devices already: that they are finite costs no collective.
-        grad_norm = optax.global_norm(grads)
+        grad_norm = optax.tree.norm(grads)
         apply = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         apply &= state.skipped_in_row <= max_skipped
         updated = dataclasses.replace(
@@ -80,8 +80,8 @@ def make_train_step(
         )
         norms = {
             "grad_norm": grad_norm,
-            "update_norm": optax.global_norm(updates),
-            "param_norm": optax.global_norm(state.params),
+            "update_norm": optax.tree.norm(updates),
+            "param_norm": optax.tree.norm(state.params),
         }
         skips = {"skipped": state.skipped, "skipped_in_row": state.skipped_in_row}
         return state, {"loss": loss} | metrics | norms | skips

@@ -43,6 +43,8 @@ def get_config() -> ConfigDict:
     # Threads that read batches ahead, and how many batches they keep ready.
     config.data.num_threads = 2
     config.data.prefetch = 8
+    # Damaged records that each process may do without, a neighbour standing in; one more stops it.
+    config.data.max_corrupt = 0
 
     config.model = ConfigDict()
     config.model.update(DIT_SIZES["B"])

@@ -84,6 +84,7 @@ def _train(
         say(f"nothing to train: step {first_step} is the last; another --workdir starts anew")
 
     # ---------------------------------------------------------------- input
+    corrupt: set[int] = set()
     loader = make_loader(
         config.data.path,
         seed=config.seed,
@@ -93,6 +94,8 @@ def _train(
         num_steps=num_steps,
         num_threads=config.data.num_threads,
         prefetch=config.data.prefetch,
+        max_corrupt=config.data.max_corrupt,
+        corrupt=corrupt,
     )
     batches = Prefetch(loader, lambda batch: partitioning.to_global(mesh, batch, config.batch_size))
 
@@ -125,6 +128,7 @@ def _train(
             scalars["perf/input_wait"] = batches.pop_wait() / seconds
             scalars["perf/checkpoint_block_seconds"] = save_seconds
             scalars["perf/checkpoint_failures"] = checkpoints.failures
+            scalars["data/corrupt_records"] = len(corrupt)
             writer.write_scalars(step, scalars)
             say(progress_line(step, num_steps, scalars, per_step))
             save_seconds, interval_start, interval_step = 0.0, time.monotonic(), step

@@ -17,7 +17,7 @@ def test_eight_devices_to_four_to_two_to_eight(tmp_path, lab):
         env=lab.environment(devices=8),
         capture_output=True,
         text=True,
-        timeout=pods.DEADLINE_SECONDS,
+        timeout=2 * pods.DEADLINE_SECONDS,
         check=False,
     )
     assert walk.returncode == 0, walk.stderr

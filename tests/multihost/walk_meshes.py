@@ -18,7 +18,7 @@ from shortcut_tpu.checkpoints import Checkpoints
 from shortcut_tpu.experiment import Experiment
 from tests.multihost.tiny_config import get_config
 
-WALK, STEPS_EACH = (8, 4, 2, 8), 5
+WALK, STEPS_EACH = (8, 4, 2, 8), 2
 
 jax.config.update("jax_threefry_partitionable", True)
 data, folder = map(Path, sys.argv[1:])

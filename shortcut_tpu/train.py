@@ -78,6 +78,7 @@ def _train(
         say(f"resumed from step {first_step} of {workdir / 'checkpoints'}")
     else:
         state = experiment.init_state()
+    watchdog.alive()
     if jax.process_index() == 0:
         config_lib.save(config, workdir)
     if first_step >= num_steps:

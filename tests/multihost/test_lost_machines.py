@@ -93,7 +93,7 @@ def test_sigterm_to_one_host_saves_on_all_and_the_run_goes_on(tmp_path, lab):
 
 def test_a_host_that_hangs_is_found_and_replaced(tmp_path, lab):
     workdir, log = tmp_path / "run", tmp_path / "log"
-    arguments = pods.pod_arguments(workdir, lab.data, "--config.train.hang_seconds=40")
+    arguments = pods.pod_arguments(workdir, lab.data, "--config.train.hang_seconds=30")
     with pods.started(arguments, lab.environment(), log) as pod:
         pods.until(lambda: "step  6/16" in log.read_text(), pod, log)
         hung = pods.children(pod.pid)[1]
@@ -103,6 +103,6 @@ def test_a_host_that_hangs_is_found_and_replaced(tmp_path, lab):
         assert time.monotonic() - stopped < 80
         assert pods.ended(pod, log) == 0, log.read_text()
     stacks = (workdir / "logs" / "host-0.log").read_text()
-    assert "Timeout (0:00:40)!" in stacks
+    assert "Timeout (0:00:30)!" in stacks
     assert "shortcut_tpu/train.py" in stacks
     assert_same_run(workdir, lab.unbroken)

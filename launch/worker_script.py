@@ -63,9 +63,11 @@ setsid bash -c 'run "$@"' - {command} >> "$root/log" 2>&1 < /dev/null &
 _STOP = """\
 if [[ -f "$HOME/shortcut_tpu/pid" ]]; then
   pid="$(cat "$HOME/shortcut_tpu/pid")"
-  # The supervisor passes the signal on and waits; after a boot there is none.
-  kill -TERM "$pid" 2> /dev/null || true
-  tail --pid="$pid" -f /dev/null
+  # The supervisor passes the signal on and waits. After a boot the number may be another's.
+  if grep -qs launch.supervisor "/proc/$pid/cmdline"; then
+    kill -TERM "$pid"
+    tail --pid="$pid" -f /dev/null
+  fi
   rm -f "$HOME/shortcut_tpu/pid"
 fi"""
 

@@ -228,11 +228,16 @@ class FakeCloud:
     def home(self, worker: int) -> Path:
         return self.folder / "workers" / str(worker)
 
-    def _boot(self, worker: int, script: str) -> None:
+    def make_home(self, worker: int) -> dict[str, str]:
+        """Gives a worker its folder; returns the variables that are its own."""
         home = self.home(worker)
         home.mkdir(parents=True)
         variables = {"HOME": str(home), **self.environment(worker)}
         (home / "env").write_text("".join(f"{k}='{v}'\n" for k, v in variables.items()))
+        return variables
+
+    def _boot(self, worker: int, script: str) -> None:
+        home, variables = self.home(worker), self.make_home(worker)
         with (home / "boot.log").open("wb") as log:
             subprocess.run(
                 ["bash", "-c", script],

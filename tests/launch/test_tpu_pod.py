@@ -98,6 +98,34 @@ def test_the_queue_is_waited_for_and_the_run_started(cloud, tmp_path):
     assert not cloud.nodes
 
 
+def test_a_run_on_a_pod_that_is_up_is_started_over_ssh_and_stopped(cloud, tmp_path):
+    python = tmp_path / "python"
+    python.write_text(
+        """#!/bin/bash
+trap 'echo saved; exit 143' TERM
+echo "started: $*"
+for _ in {1..600}; do sleep 0.1; done
+"""
+    )
+    python.chmod(0o755)
+    cloud.environment = lambda worker: {"SHORTCUT_TPU_PYTHON": str(python)}
+    # Up, and nothing has run on it yet.
+    cloud.handle("POST", "/v2/projects/p/locations/us-x1-a/nodes?nodeId=pod", {"metadata": {}})
+    cloud.make_home(0)
+    log = tmp_path / "session.log"
+    arguments = [*POD, f"--workdir={tmp_path / 'run'}", "--poll_seconds=0.1", "--", "--more=it's"]
+    with tpu_pod(cloud, *arguments, log=log) as session:
+        pods.until(lambda: "started: " in log.read_text(), session, log)
+        status, output = run(cloud, "--name=pod", "--stop")
+        assert status == 0, output
+        assert pods.ended(session, log) == 1
+    text = log.read_text()
+    assert "pod is up: starting the run on its workers\n" in text
+    assert f"--workdir={tmp_path / 'run'} --more=it's\n" in text
+    assert "saved\n" in text
+    assert last(text) == "error: the run ended with status 143; its log is above"
+
+
 def test_slices_are_asked_for_together(cloud, tmp_path):
     workdir = f"--workdir={tmp_path / 'run'}"
     status, output = run(cloud, *POD, workdir, "--slices=2")

@@ -1,6 +1,6 @@
 """CelebA-HQ 256x256, unconditional DiT-B/2, shortcut objective: the paper's Table 1 row.
 
-  python -m shortcut_tpu.train --config=celebahq256_b --workdir=gs://BUCKET/celebahq256_b   # on every host
+  python -m shortcut_tpu.train --config=celebahq256_b --workdir=gs://BUCKET/RUN   # every host
 
 The paper reports FID-50k 6.9 / 13.8 / 20.5 at 128 / 4 / 1 steps. This code has not been trained on
 CelebA-HQ yet: the figures are the paper's.

@@ -1,6 +1,6 @@
 """ImageNet 256x256, DiT-B/2, shortcut objective: the paper's Table 1 row.
 
-  python -m shortcut_tpu.train --config=imagenet256_b --workdir=gs://BUCKET/imagenet256_b   # on every host
+  python -m shortcut_tpu.train --config=imagenet256_b --workdir=gs://BUCKET/RUN   # every host
 
 The paper reports FID-50k 15.5 / 28.3 / 40.3 at 128 / 4 / 1 steps. This code has not been trained on
 ImageNet yet: the figures are the paper's.

@@ -13,6 +13,7 @@ import re
 from typing import Any
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -96,8 +97,13 @@ def _divisors(number: int) -> list[int]:
 
 
 def make_mesh(shape: tuple[int, int, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh of this shape over all devices, or over those given."""
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    """The mesh of this shape over all devices, or over those given.
+
+    Neighbours on an axis are neighbours on the torus. An axis of the torus may be split between
+    two of the mesh, as (64, 1, 4) over 16 x 16 chips needs.
+    """
+    placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def row_shards(mesh: Mesh) -> int:

@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -50,3 +52,26 @@ def test_a_step_that_does_not_fit_is_refused_in_one_line(tmp_path):
     assert line.startswith("error: batch 65536 does not fit on v5e-16: ")
     assert "HBM" in line
     assert json.loads(path.read_text())["fits"] is False
+
+
+@pytest.mark.parametrize(
+    ("pod", "shape"),
+    [
+        ("v5e-256", (64, 1, 4)),
+        ("v6e-256", (64, 1, 4)),
+        ("v5p-128", (16, 2, 2)),
+        ("v4-64", (8, 1, 4)),
+    ],
+)
+def test_meshes_can_be_laid_over_the_torus(pod, shape):
+    """Also where an axis of the torus must be split between two axes of the mesh."""
+    code = (
+        "import shortcut_tpu.preflight\n"
+        "from shortcut_tpu.partitioning import make_mesh\n"
+        "from shortcut_tpu.topologies import Topology\n"
+        f"print(make_mesh({shape}, Topology.parse({pod!r}).devices()).devices.shape)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True
+    )
+    assert done.stdout.strip() == str(shape)

@@ -1,6 +1,8 @@
 """8x8 handwritten digits, class-conditional: the whole job in minutes on a laptop.
 
 ./launch/local_pod.sh --config=digits
+
+Expect FD-pixel of about 0.29 at 1 step, 0.14 at 4 and 0.10 at 128 (README has the seeds).
 """
 
 from configs import common

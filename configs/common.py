@@ -43,6 +43,8 @@ def get_config() -> ConfigDict:
     # Threads that read batches ahead, and how many batches they keep ready.
     config.data.num_threads = 2
     config.data.prefetch = 8
+    # Damaged records that each process may do without, a neighbour standing in; one more stops it.
+    config.data.max_corrupt = 0
 
     config.model = ConfigDict()
     config.model.update(DIT_SIZES["B"])
@@ -109,6 +111,12 @@ def get_config() -> ConfigDict:
     config.train.num_steps = 400_000
     # Steps between lines on the console and points in TensorBoard.
     config.train.log_every_steps = 100
+    # Updates with a loss or gradient that is not finite are left out and counted; more than this
+    # many in a row stop the run.
+    config.train.max_skipped = 10
+    # A process that does not finish a step, a compilation or a batch of an evaluation in so many
+    # seconds writes its stacks and ends, to be started again; 0 for never.
+    config.train.hang_seconds = 1800
 
     config.checkpoint = ConfigDict()
     # Steps between saves, which go on beside training; the last step is saved too. 0 for never.

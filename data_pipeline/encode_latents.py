@@ -13,6 +13,7 @@ from dataclasses import asdict, replace
 import json
 from pathlib import Path
 import shutil
+import sys
 from typing import Any
 
 from absl import app, flags
@@ -206,7 +207,16 @@ def _define_flags() -> None:
     flags.DEFINE_string("output", None, "The folder for the records.")
     flags.DEFINE_integer("shard_records", SHARD_RECORDS, "Records a shard.", lower_bound=1)
     flags.DEFINE_bool("flips", False, "Whether to keep the latents of the mirrored images too.")
-    flags.mark_flags_as_required(["source", "output"])
+
+
+def _parse(arguments: Sequence[str]) -> list[str]:
+    if {"--help", "-help", "-h"} & set(arguments):
+        app.usage(shorthelp=True, writeto_stdout=True)
+        sys.exit(0)
+    try:
+        return flags.FLAGS(arguments)
+    except flags.Error as error:
+        raise UserError(str(error)) from None
 
 
 def main(argv: Sequence[str]) -> None:
@@ -214,6 +224,9 @@ def main(argv: Sequence[str]) -> None:
     if argv[1:]:
         raise UserError(f"unknown argument {argv[1]!r}; see --help")
     values = flags.FLAGS
+    for name, meaning in (("source", "the images"), ("output", "the folder for the records")):
+        if not values[name].value:
+            raise UserError(f"--{name} is missing: {meaning}; see --help")
     manifest, encoded = encode(
         open_source(values.source),
         load_autoencoder(values.autoencoder),
@@ -230,4 +243,4 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     _define_flags()
-    app.run(exit_on_user_error(main))
+    app.run(exit_on_user_error(main), flags_parser=exit_on_user_error(_parse))

@@ -14,12 +14,13 @@ Usage:
 
 import functools
 import os
+import sys
 import threading
 
 import grain
 import numpy as np
 
-from data_pipeline.records import LatentReader
+from data_pipeline.records import DamagedRecordError, LatentReader
 
 Batch = dict[str, np.ndarray]
 
@@ -98,6 +99,8 @@ class BatchSource:
         batch_size: int,
         rows: tuple[int, int],
         num_steps: int,
+        max_corrupt: int = 0,
+        corrupt: set[int] | None = None,
     ):
         """Describes the batches of a run.
 
@@ -107,6 +110,9 @@ class BatchSource:
             batch_size: the rows of the global batch.
             rows: (start, stop), this process's rows of the global batch.
             num_steps: the steps of the whole run.
+            max_corrupt: how many damaged records to do without. The next whole record of the data
+                set stands in for one, on any number of hosts and after any restart the same.
+            corrupt: gets the indices of the damaged records that were met.
 
         Raises:
             ValueError: the rows are not within the batch, or the seed is out of range.
@@ -120,15 +126,30 @@ class BatchSource:
         self._batch_size = batch_size
         self._rows = rows
         self._num_steps = num_steps
+        self._max_corrupt = max_corrupt
+        self._corrupt = set() if corrupt is None else corrupt
 
     def __len__(self) -> int:
         return self._num_steps
 
     def __getitem__(self, step: int) -> Batch:
-        """The rows of step `step`: every field by name, [rows, *field shape]."""
-        return self._reader.read(
-            record_indices(self._seed, step, self._rows, self._batch_size, len(self._reader))
-        )
+        """The rows of step `step`: every field by name, [rows, *field shape].
+
+        Raises:
+            UserError: a record is damaged, and `max_corrupt` of them were met before.
+        """
+        size = len(self._reader)
+        indices = record_indices(self._seed, step, self._rows, self._batch_size, size)
+        while True:
+            try:
+                return self._reader.read(indices)
+            except DamagedRecordError as error:
+                if error.index not in self._corrupt:
+                    if len(self._corrupt) >= self._max_corrupt:
+                        raise
+                    self._corrupt.add(error.index)
+                    print(f"warning: {error}; doing without it", file=sys.stderr, flush=True)
+                indices = np.where(indices == error.index, (indices + 1) % size, indices)
 
 
 def make_loader(
@@ -141,6 +162,8 @@ def make_loader(
     num_steps: int,
     num_threads: int = 2,
     prefetch: int = 8,
+    max_corrupt: int = 0,
+    corrupt: set[int] | None = None,
 ) -> grain.DatasetIterator[Batch]:
     """Iterates over one process's batches of steps start_step..num_steps-1.
 
@@ -153,6 +176,8 @@ def make_loader(
         num_steps: the steps of the whole run, wherever it starts.
         num_threads: threads that read ahead.
         prefetch: batches to keep ready.
+        max_corrupt: how many damaged records to do without; see `BatchSource`.
+        corrupt: gets the indices of the damaged records that were met.
 
     Returns:
         An iterator over dicts of numpy arrays; `close()` ends its threads.
@@ -164,7 +189,13 @@ def make_loader(
     if not 0 <= start_step <= num_steps:
         raise ValueError(f"start_step {start_step} is not in [0, {num_steps}]")
     source = BatchSource(
-        LatentReader(directory), seed=seed, batch_size=batch_size, rows=rows, num_steps=num_steps
+        LatentReader(directory),
+        seed=seed,
+        batch_size=batch_size,
+        rows=rows,
+        num_steps=num_steps,
+        max_corrupt=max_corrupt,
+        corrupt=corrupt,
     )
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch)
     steps = grain.MapDataset.source(source)[start_step:]

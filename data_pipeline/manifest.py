@@ -128,7 +128,7 @@ class Manifest:
                 num_records=int(raw["num_records"]),
             )
             manifest._check()
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             raise UserError(
                 f"{path}: not a valid manifest: {type(error).__name__}: {error}"
             ) from None
@@ -143,7 +143,18 @@ class Manifest:
         write_json(Path(directory) / FILE_NAME, dataclasses.asdict(self))
 
     def _check(self) -> None:
-        """Raises a ValueError where the parts do not agree."""
+        """Raises a ValueError where the parts do not agree, or are of another type."""
+        for shard in self.shards:
+            counts = (shard.num_records, shard.num_bytes)
+            if not all(type(count) is int and count >= 0 for count in counts):
+                raise ValueError(f"a shard's counts are {counts}")
+            if not isinstance(shard.file, str) or Path(shard.file).name != shard.file:
+                raise ValueError(f"a shard's file is {shard.file!r}, it needs a name in the folder")
+        if not all(isinstance(name, str) for name in self.class_names):
+            raise ValueError("a class name is not a text")
+        sizes = [size for field in self.fields for size in field.shape]
+        if not all(type(size) is int and 0 < size < 2**31 for size in sizes):
+            raise ValueError("a field's shape holds something other than sizes")
         dtype = self.record_dtype
         if dtype.hasobject or not dtype.itemsize or not {"mean", "label"} <= set(dtype.names or ()):
             raise ValueError(f"a record needs the fields mean and label, these are {dtype}")

@@ -26,6 +26,7 @@ from data_pipeline.manifest import FORMAT_VERSION, Field, Manifest, Shard
 
 __all__ = [
     "FORMAT_VERSION",
+    "DamagedRecordError",
     "Field",
     "LatentReader",
     "Manifest",
@@ -38,6 +39,18 @@ __all__ = [
 # One record a chunk, so that a random read decodes nothing else. Latents barely compress, and
 # uncompressed bytes depend on no compressor's version.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
+
+
+class DamagedRecordError(UserError):
+    """A record whose bytes are not those that were written.
+
+    Attributes:
+        index: the record's.
+    """
+
+    def __init__(self, message: str, index: int):
+        super().__init__(message)
+        self.index = index
 
 
 def file_sha256(path: Path) -> str:
@@ -190,7 +203,9 @@ class LatentReader:
             try:
                 self._source[key]
             except RuntimeError as error:
-                raise UserError(f"{self._path_of(key)}: record {key} is damaged: {error}") from None
+                raise DamagedRecordError(
+                    f"{self._path_of(key)}: record {key} is damaged: {error}", key
+                ) from None
 
     def _path_of(self, key: int) -> Path:
         """The shard that holds a record."""

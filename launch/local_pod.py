@@ -5,22 +5,20 @@
 
 Makes the records if the config says from what, trains on --hosts processes that find each other
 as the hosts of a pod do, scores the result at 1 .. 128 steps and draws a sheet of samples. Called
-again it goes on where it stopped. Flags --config.KEY=VALUE override keys of the config.
+again it goes on where it stopped. A process that dies ends all of them, and all start again, as on
+a pod. Flags --config.KEY=VALUE override keys of the config.
 """
 
 from collections.abc import Sequence
 import os
 from pathlib import Path
-import signal
 import socket
-import subprocess
 import sys
-import time
 
 from absl import flags
 
-from data_pipeline.errors import UserError
 from data_pipeline.manifest import FILE_NAME as MANIFEST
+from launch.supervisor import End, Member, Policy, supervise
 from shortcut_tpu import command, distributed
 
 _SHEET_STEPS = "1,4,128"
@@ -31,6 +29,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("hosts", 2, "Processes, each in the place of a pod's host.", 1)
     flags.DEFINE_integer("chips_per_host", 1, "Virtual devices of each process.", 1)
     flags.DEFINE_string("workdir", None, "Folder of the run; runs/CONFIG by default.")
+    flags.DEFINE_integer("max_restarts", 5, "Deaths in a row that end the run.", 0)
     flags.DEFINE_string("json", None, "File for the distances.")
 
 
@@ -57,68 +56,33 @@ def free_port() -> int:
 def run_on_hosts(arguments: Sequence[str], hosts: int, chips_per_host: int, logs: Path) -> None:
     """Runs `python -m ARGUMENTS` once a host; the first one's standard output is shown.
 
-    As on a pod, one process that fails ends them all.
+    As on a pod, one process that dies ends them all, and all start again.
 
     Raises:
-      UserError: one failed; the message says which, and where its log is.
+      UserError: it refused or died too often; the message says why, and where the log is.
+      KeyboardInterrupt: it was stopped by SIGTERM.
     """
-    logs.mkdir(parents=True, exist_ok=True)
-    environment = host_environment(chips_per_host)
-    if hosts > 1:
-        environment[distributed.COORDINATOR] = f"localhost:{free_port()}"
-        environment[distributed.NUM_PROCESSES] = str(hosts)
-    processes = []
-    try:
-        for host in range(hosts):
-            with (logs / f"{arguments[0].rpartition('.')[2]}-host-{host}.log").open("w") as log:
-                processes.append(
-                    subprocess.Popen(
-                        [sys.executable, "-m", *arguments],
-                        env={**environment, distributed.PROCESS_ID: str(host)},
-                        stdin=subprocess.DEVNULL,
-                        stdout=log if host else None,
-                        stderr=log,
-                    )
-                )
-        _wait(processes, arguments[0], logs)
-    finally:
-        _end(processes)
+    module = arguments[0].rpartition(".")[2]
 
+    def members() -> list[Member]:
+        environment = host_environment(chips_per_host)
+        if hosts > 1:
+            environment[distributed.COORDINATOR] = f"localhost:{free_port()}"
+            environment[distributed.NUM_PROCESSES] = str(hosts)
+        return [
+            Member(
+                name=f"{arguments[0]} on host {host}",
+                arguments=("-m", *arguments),
+                environment={**environment, distributed.PROCESS_ID: str(host)},
+                log=logs / f"{module}-host-{host}.log",
+                show=host == 0,
+            )
+            for host in range(hosts)
+        ]
 
-def _wait(processes: Sequence[subprocess.Popen[bytes]], module: str, logs: Path) -> None:
-    while True:
-        codes = [process.poll() for process in processes]
-        for host, code in enumerate(codes):
-            if code:
-                log = logs / f"{module.rpartition('.')[2]}-host-{host}.log"
-                raise UserError(f"{module} ended with status {code} on host {host}: {_reason(log)}")
-        if not any(code is None for code in codes):
-            return
-        time.sleep(0.2)
-
-
-def _reason(log: Path) -> str:
-    """The line of a log that a person should read, and where the rest is."""
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    last = (said or lines or ["it printed nothing"])[-1]
-    return f"{last} (log: {log})"
-
-
-def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    for process in processes:
-        if process.poll() is None:
-            process.terminate()
-    for process in processes:
-        try:
-            process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def _stop(*_: object) -> None:
-    raise KeyboardInterrupt
+    policy = Policy(max_restarts=flags.FLAGS.max_restarts, longest_delay=10)
+    if supervise(members, policy) is End.STOPPED:
+        raise KeyboardInterrupt
 
 
 def main() -> None:
@@ -127,7 +91,6 @@ def main() -> None:
     path = command.config_path()
     overrides = [argument for argument in sys.argv[1:] if argument.startswith("--config.")]
     workdir = Path(values.workdir or f"runs/{path.stem}")
-    signal.signal(signal.SIGTERM, _stop)
 
     def run(*arguments: str, hosts: int = values.hosts) -> None:
         run_on_hosts(arguments, hosts, values.chips_per_host, workdir / "logs")

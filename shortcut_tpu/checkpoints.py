@@ -1,43 +1,116 @@
 """Checkpoints of a run: Orbax, written beside training, restorable on any mesh and host count.
 
+With each go the config of its run and checksums of its files. A damaged one is reported and the
+one before taken. A save that fails is loud and costs nothing but itself.
+
 Usage:
-  with Checkpoints(workdir / "checkpoints", keep=3) as checkpoints:
-    state = checkpoints.restore(abstract_state)        # the newest, or None
-    checkpoints.save(step, state)                      # returns when the state is copied
+  checkpoints = Checkpoints(workdir / "checkpoints", keep=3, config=config)
+  step = checkpoints.newest()                        # verified; None for a fresh run
+  state = checkpoints.restore(abstract_state, step)
+  checkpoints.save(step, state)                      # returns when the state is copied
+  checkpoints.close()
 """
 
-from pathlib import Path
+import os
+import sys
+import threading
 from typing import Any
 
 from etils import epath
 import jax
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+import numpy as np
 import orbax.checkpoint as ocp
 
 from data_pipeline.errors import UserError
+from shortcut_tpu import checksums
+
+_NONE, _ALL_DAMAGED = -1, -2
 
 
 class Checkpoints:
-    """The folder `WORKDIR/checkpoints`, one subfolder a step."""
+    """The folder `WORKDIR/checkpoints`, one subfolder a step.
 
-    def __init__(self, directory: str | Path, keep: int | None = None):
-        self._manager = ocp.CheckpointManager(
-            epath.Path(directory).resolve(),
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True),
+    Attributes:
+      failures: saves that have failed since the run started; the same on every process.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        keep: int | None = None,
+        config: ConfigDict | None = None,
+    ):
+        """Opens the folder.
+
+        Args:
+          directory: may be on Google Cloud Storage.
+          keep: how many to keep; None opens the folder to read, and leaves damaged ones in place.
+          config: goes into every checkpoint.
+        """
+        self.failures = 0
+        self._folder = epath.Path(directory).resolve()
+        self._keep = keep
+        self._config = config.to_dict() if config is not None else {}
+        self._options = ocp.CheckpointManagerOptions(
+            read_only=keep is None, cleanup_tmp_directories=keep is not None
         )
+        self._manager = ocp.CheckpointManager(self._folder, options=self._options)
+        self._finishing: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self._saved: int | None = None
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._manager.close()
+        self.close()
 
-    def latest_step(self) -> int | None:
-        """The newest finished checkpoint's step."""
-        return self._manager.latest_step()
+    # ------------------------------------------------------------------ reading
+    def newest(self) -> int | None:
+        """The step of the newest whole checkpoint, or None; the same on every process.
 
-    def save(self, step: int, state: Any) -> None:
-        """Starts a save and returns once the arrays are copied off the devices."""
-        self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state)))
+        Damaged ones that are newer are reported in a line each and, by a run that writes here,
+        set aside.
+
+        Raises:
+          UserError: there are checkpoints and none is whole. Nothing was moved.
+        """
+        found = self._find_newest() if jax.process_index() == 0 else _NONE
+        found = int(multihost_utils.broadcast_one_to_all(np.int32(found)))
+        if found == _ALL_DAMAGED:
+            raise UserError(
+                f"{self._folder}: every checkpoint is damaged; nothing was moved or deleted"
+            )
+        self._manager.reload()
+        return None if found == _NONE else found
+
+    def _find_newest(self) -> int:
+        steps = checksums.steps(self._folder)
+        problems: dict[int, str] = {}
+        newest = _NONE
+        for step in reversed(steps):
+            problem = checksums.find_problem(self._folder, step)
+            if problem is None:
+                newest = step
+                break
+            problems[step] = problem
+        # One save that never finished is no checkpoint; several are, of which something is lost.
+        if newest == _NONE and (len(steps) > 1 or set(problems.values()) - {checksums.UNFINISHED}):
+            for step, problem in problems.items():
+                _warn(f"checkpoint {step} is damaged: {problem}")
+            return _ALL_DAMAGED
+        for step, problem in problems.items():
+            place = self._folder / str(step)
+            if self._keep is not None:
+                place = checksums.set_aside(self._folder, step)
+            _warn(f"checkpoint {step} is not whole: {problem}; left aside at {place}")
+        return newest
+
+    def config(self, step: int) -> dict[str, Any]:
+        """The config of the run that wrote a checkpoint."""
+        return checksums.read_config(self._folder, step)
 
     def restore(self, abstract_state: Any, step: int | None = None) -> Any:
         """The state of a step, each leaf with the dtype and sharding of `abstract_state`'s.
@@ -77,28 +150,89 @@ class Checkpoints:
             item=abstract_part, restore_args=restore_args, partial_restore=True
         )
         with ocp.CheckpointManager(
-            self._manager.directory, item_handlers={"state": ocp.PyTreeCheckpointHandler()}
+            self._folder,
+            options=self._options,
+            item_handlers={"state": ocp.PyTreeCheckpointHandler()},
         ) as manager:
             part = manager.restore(step, args=ocp.args.Composite(state=args))["state"]
         return step, part
 
-    def close(self) -> None:
-        """Waits for every started save and ends its threads."""
-        self._manager.close()
+    def _require(self, step: int | None) -> int:
+        if step is None:
+            step = self.newest()
+            if step is None:
+                raise UserError(f"{self._folder}: no checkpoint there")
+            return step
+        steps = checksums.steps(self._folder)
+        if step not in steps:
+            held = f", only of {', '.join(map(str, steps))}" if steps else ""
+            raise UserError(f"{self._folder}: no checkpoint of step {step}{held}")
+        return step
+
+    # ------------------------------------------------------------------ writing
+    def save(self, step: int, state: Any) -> None:
+        """Starts a save and returns once the arrays are copied off the devices.
+
+        A failure of this save or of the one before is counted and printed, and not raised: training
+        is worth more than one checkpoint.
+        """
+        self.wait()
+        if step == self._saved:
+            return
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state), config=ocp.args.JsonSave(self._config)
+                ),
+                force=True,
+            )
+        except Exception as error:
+            self._error = error
+        self._finishing = threading.Thread(target=self._finish, args=(step,), name="checksums")
+        self._finishing.start()
+        self._saved = step
 
     def wait(self) -> None:
-        """Returns once every started save is finished."""
-        self._manager.wait_until_finished()
+        """Returns once the save that was started is finished, or has failed and been counted."""
+        if self._finishing is None:
+            return
+        self._finishing.join()
+        self._finishing = None
+        failed = np.array(self._error is not None)
+        # A save counts where every process did its part.
+        if np.any(multihost_utils.process_allgather(failed)):
+            self.failures += 1
+            reason = "on another process" if self._error is None else _first_line(self._error)
+            _warn(f"the checkpoint of step {self._saved} FAILED, training goes on: {reason}")
+            if jax.process_index() == 0 and self._saved is not None:
+                checksums.remove_leftovers(self._folder, self._saved)
+            self._saved = None
+            self._error = None
+            self._manager.reload()
 
-    def _require(self, step: int | None) -> int:
-        steps = self._manager.all_steps()
-        if not steps:
-            raise UserError(f"{self._manager.directory}: no checkpoint there")
-        if step is None:
-            return max(steps)
-        if step not in steps:
-            raise UserError(
-                f"{self._manager.directory}: no checkpoint of step {step}, only of "
-                f"{', '.join(map(str, sorted(steps)))}"
-            )
-        return step
+    def close(self) -> None:
+        """Waits for the save that was started, and ends the threads."""
+        self.wait()
+        self._manager.close()
+
+    def _finish(self, step: int) -> None:
+        """Writes the checksums once Orbax has finished, then lets go of the oldest checkpoints."""
+        try:
+            self._manager.wait_until_finished()
+            if self._error is None and jax.process_index() == 0:
+                checksums.write(self._folder, step)
+                whole = checksums.finished(self._folder)
+                for old in whole[: -self._keep] if self._keep else []:
+                    if old != step:
+                        checksums.remove(self._folder, old)
+        except Exception as error:
+            self._error = self._error or error
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+
+
+def _warn(line: str) -> None:
+    print(f"warning: {line}", file=sys.stderr, flush=True)

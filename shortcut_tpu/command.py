@@ -14,6 +14,7 @@ import json
 import os
 from pathlib import Path
 import sys
+import traceback
 from typing import Any, TypeVar
 
 from absl import app, flags, logging
@@ -21,6 +22,7 @@ from ml_collections import config_flags
 
 from data_pipeline.errors import UserError, exit_on_user_error
 from shortcut_tpu import config as config_lib
+from shortcut_tpu import distributed, outcome
 
 T = TypeVar("T")
 
@@ -37,9 +39,40 @@ def run(main: Callable[[], None], define_flags: Callable[[], None]) -> None:
             raise UserError(f"unexpected argument {arguments[1]!r}; flags look like --name=value")
         # Orbax and CLU tell the log everything they do; people have `observability.console`.
         logging.set_verbosity(logging.WARNING)
-        main()
+        try:
+            main()
+        except Exception as error:
+            if isinstance(error, UserError):
+                outcome.report(outcome.REFUSED)
+            if distributed.has_peers():
+                # An orderly end would wait for the peers, and they wait for this process.
+                _end_at_once(error)
+            raise
 
-    app.run(exit_on_user_error(guarded), flags_parser=exit_on_user_error(_parse))
+    app.run(exit_on_user_error(guarded), flags_parser=exit_on_user_error(_refused(_parse)))
+
+
+def _refused(parse: Callable[[Sequence[str]], T]) -> Callable[[Sequence[str]], T]:
+    """Tells the supervisor that starting again with the same flags is of no use."""
+
+    def wrapped(arguments: Sequence[str]) -> T:
+        try:
+            return parse(arguments)
+        except UserError:
+            outcome.report(outcome.REFUSED)
+            raise
+
+    return wrapped
+
+
+def _end_at_once(error: Exception) -> None:
+    if isinstance(error, UserError):
+        print("error:", " ".join(str(error).splitlines()), file=sys.stderr)
+    else:
+        traceback.print_exception(error)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def define_config() -> None:

@@ -4,6 +4,7 @@ Usage:
   arguments = prepare_arguments(sys.argv)   # names become paths, unknown keys are refused
   config = load("digits")                   # as its file says
   save(config, workdir)                     # as it was run
+  differences(before, config)               # ["batch_size: 256 -> 128"]
   config = restore(workdir)
 """
 
@@ -12,7 +13,9 @@ import difflib
 import importlib.util
 import json
 from pathlib import Path
+from typing import Any
 
+from etils import epath
 from ml_collections import ConfigDict
 
 import configs
@@ -111,8 +114,21 @@ def _leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, object]
             yield f"{prefix}{key}", value
 
 
-def save(config: ConfigDict, workdir: Path) -> None:
+def differences(before: dict[str, Any], config: ConfigDict) -> list[str]:
+    """What differs between a config that was read from JSON and one that is here, key by key."""
+    old = dict(_leaves(ConfigDict(before)))
+    new = dict(_leaves(ConfigDict(json.loads(json.dumps(config.to_dict())))))
+    absent = "absent"
+    return [
+        f"{key}: {old.get(key, absent)!r} -> {new.get(key, absent)!r}"
+        for key in sorted({*old, *new})
+        if old.get(key, absent) != new.get(key, absent)
+    ]
+
+
+def save(config: ConfigDict, workdir: epath.PathLike) -> None:
     """Writes the resolved config into the workdir, for `evaluate` and `sample`."""
+    workdir = epath.Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     text = json.dumps(config.to_dict(), indent=2)
     temporary = workdir / f".{CONFIG_FILE}.tmp"
@@ -120,15 +136,18 @@ def save(config: ConfigDict, workdir: Path) -> None:
     temporary.replace(workdir / CONFIG_FILE)
 
 
-def restore(workdir: Path) -> ConfigDict:
+def restore(workdir: epath.PathLike) -> ConfigDict:
     """The config that `save` wrote.
 
     Raises:
       UserError: the folder is not a workdir.
     """
-    path = workdir / CONFIG_FILE
+    path = epath.Path(workdir) / CONFIG_FILE
     try:
-        return ConfigDict(json.loads(path.read_text())).lock()
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError(f"it holds {type(content).__name__} in place of keys")
+        return ConfigDict(content).lock()
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; is {workdir} the --workdir of a run?") from None
     except ValueError as error:

@@ -1,15 +1,22 @@
 """Which hosts a run has: a TPU pod, a rehearsed pod on one machine, or this process alone.
 
-`launch/local_pod.sh` sets the variables of `Rehearsal`; on a TPU JAX finds the pod by itself.
+`launch/local_pod.sh` sets the variables below; on a TPU JAX finds the pod by itself.
 """
 
+from collections.abc import Callable
 import os
 
 import jax
+from jax.experimental import multihost_utils
+import numpy as np
+
+from data_pipeline.errors import UserError
 
 COORDINATOR = "SHORTCUT_TPU_COORDINATOR"
 NUM_PROCESSES = "SHORTCUT_TPU_NUM_PROCESSES"
 PROCESS_ID = "SHORTCUT_TPU_PROCESS_ID"
+# Set by launch/tpu_pod on the workers of TPU VMs, whose environment does not tell.
+POD = "SHORTCUT_TPU_POD"
 
 
 def initialize() -> None:
@@ -26,9 +33,29 @@ def initialize() -> None:
         jax.distributed.initialize()
 
 
+def has_peers() -> bool:
+    """Whether other processes run the same program."""
+    return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def first_does(action: Callable[[], None]) -> None:
+    """Runs `action` on the first process; where it raises a UserError, all raise one."""
+    error: UserError | None = None
+    if jax.process_index() == 0:
+        try:
+            action()
+        except UserError as raised:
+            error = raised
+    failed = multihost_utils.broadcast_one_to_all(np.array(error is not None))
+    if error is not None:
+        raise error
+    if failed:
+        raise UserError("the first process stopped the run; its log says why")
+
+
 def _on_tpu_pod() -> bool:
     """Whether this is one of several hosts of a TPU slice."""
     if os.environ.get("JAX_PLATFORMS", "") == "cpu":
         return False
     hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "")
-    return "," in hosts or "MEGASCALE_COORDINATOR_ADDRESS" in os.environ
+    return POD in os.environ or "," in hosts or "MEGASCALE_COORDINATOR_ADDRESS" in os.environ

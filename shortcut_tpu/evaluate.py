@@ -7,9 +7,8 @@ Samples come from the evaluation average of the newest checkpoint unless told ot
 every host runs this same command.
 """
 
-from pathlib import Path
-
 from absl import flags
+from etils import epath
 import jax
 
 from data_pipeline.progress import progress_bar
@@ -32,7 +31,7 @@ def define_flags() -> None:
 
 def main() -> None:
     values = flags.FLAGS
-    workdir = Path(command.required("workdir", "the folder of the run to score"))
+    workdir = epath.Path(command.required("workdir", "the folder of the run to score"))
     steps = command.integers("steps")
     distributed.initialize()
     run = load_run(workdir, values.step, values.ema)

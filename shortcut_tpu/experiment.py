@@ -124,6 +124,7 @@ class Experiment:
             latent_scale=self.latent_scale,
             seed=self.config.seed,
             row_shards=partitioning.row_shards(self.mesh),
+            max_skipped=self.config.train.max_skipped,
         )
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
         return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))

@@ -6,9 +6,9 @@ Usage:
 """
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
+from etils import epath
 import jax
 
 from data_pipeline.autoencoders import Autoencoder, load_autoencoder
@@ -33,7 +33,7 @@ class Run:
     params: Any
 
 
-def load_run(workdir: Path, step: int | None = None, ema: str = "evaluation") -> Run:
+def load_run(workdir: epath.Path, step: int | None = None, ema: str = "evaluation") -> Run:
     """Opens a checkpoint on whatever devices are here.
 
     Args:

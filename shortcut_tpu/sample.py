@@ -10,6 +10,7 @@ same noises.
 from pathlib import Path
 
 from absl import flags
+from etils import epath
 import jax
 import numpy as np
 from PIL import Image
@@ -50,7 +51,7 @@ def parse_labels(text: str | None, num_classes: int) -> list[int]:
 
 def main() -> None:
     values = flags.FLAGS
-    workdir = Path(command.required("workdir", "the folder of the run to draw from"))
+    workdir = epath.Path(command.required("workdir", "the folder of the run to draw from"))
     output = Path(command.required("output", "the PNG file to write"))
     if output.suffix.lower() != ".png":
         raise UserError(f"--output={output}: must end in .png")

@@ -3,13 +3,14 @@
   python -m shortcut_tpu.train --config=digits --workdir=runs/digits
   python -m shortcut_tpu.train --config=digits --workdir=runs/b --config.batch_size=256
 
-Started again with the same workdir it goes on from the newest checkpoint.
+Started again with the same workdir it goes on from the newest checkpoint. SIGTERM to any of its
+processes saves on all at the same step and ends them.
 """
 
-from pathlib import Path
 import time
 
 from absl import flags
+from etils import epath
 import jax
 from ml_collections import ConfigDict
 
@@ -17,23 +18,42 @@ from data_pipeline.autoencoders import load_autoencoder
 from data_pipeline.errors import UserError
 from data_pipeline.loader import make_loader
 from data_pipeline.manifest import Manifest
-from shortcut_tpu import command, distributed, partitioning
+from shortcut_tpu import command, distributed, outcome, partitioning, skipping
 from shortcut_tpu import config as config_lib
+from shortcut_tpu import workdir as workdir_lib
 from shortcut_tpu.checkpoints import Checkpoints
 from shortcut_tpu.evaluation.periodic import PeriodicEvaluation
 from shortcut_tpu.experiment import Experiment
 from shortcut_tpu.observability.console import duration, progress_line, say
+from shortcut_tpu.observability.watchdog import Watchdog
 from shortcut_tpu.observability.writers import make_writer
+from shortcut_tpu.preemption import Preemption
 from shortcut_tpu.prefetch import Prefetch
 from shortcut_tpu.train_state import TrainState
 
 
-def train(config: ConfigDict, workdir: Path) -> TrainState:
+def train(config: ConfigDict, workdir: epath.Path, allow_config_change: bool = False) -> TrainState:
     """Runs or resumes training; returns the last state.
 
     Raises:
-      UserError: the data are missing or of another shape, or the config cannot be run here.
+      UserError: the data are missing or of another shape, the config cannot be run here or is not
+        that of the checkpoint, the workdir is in use, or training cannot go on.
     """
+    with (
+        Watchdog(config.train.hang_seconds) as watchdog,
+        Preemption() as preemption,
+        workdir_lib.claimed(workdir),
+    ):
+        return _train(config, workdir, allow_config_change, watchdog, preemption)
+
+
+def _train(
+    config: ConfigDict,
+    workdir: epath.Path,
+    allow_config_change: bool,
+    watchdog: Watchdog,
+    preemption: Preemption,
+) -> TrainState:
     started = time.monotonic()
     num_steps = config.train.num_steps
 
@@ -46,22 +66,26 @@ def train(config: ConfigDict, workdir: Path) -> TrainState:
     # ---------------------------------------------------------------- model, objective, mesh
     experiment = Experiment.from_config(config, jax.devices(), autoencoder.scale)
     mesh = experiment.mesh
-    if jax.process_index() == 0:
-        config_lib.save(config, workdir)
     say(describe(experiment, manifest))
 
     # ---------------------------------------------------------------- state, fresh or restored
-    checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
-    first_step = checkpoints.latest_step() or 0
+    checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep, config)
+    first_step = checkpoints.newest() or 0
     if first_step:
-        state = checkpoints.restore(experiment.abstract_state)
+        before = checkpoints.config(first_step)
+        workdir_lib.check_config(before, config, allow_config_change)
+        state = checkpoints.restore(experiment.abstract_state, first_step)
         say(f"resumed from step {first_step} of {workdir / 'checkpoints'}")
     else:
         state = experiment.init_state()
+    watchdog.alive()
+    if jax.process_index() == 0:
+        config_lib.save(config, workdir)
     if first_step >= num_steps:
         say(f"nothing to train: step {first_step} is the last; another --workdir starts anew")
 
     # ---------------------------------------------------------------- input
+    corrupt: set[int] = set()
     loader = make_loader(
         config.data.path,
         seed=config.seed,
@@ -71,17 +95,32 @@ def train(config: ConfigDict, workdir: Path) -> TrainState:
         num_steps=num_steps,
         num_threads=config.data.num_threads,
         prefetch=config.data.prefetch,
+        max_corrupt=config.data.max_corrupt,
+        corrupt=corrupt,
     )
     batches = Prefetch(loader, lambda batch: partitioning.to_global(mesh, batch, config.batch_size))
 
     # ---------------------------------------------------------------- loop
     writer = make_writer(workdir, config.to_dict())
-    evaluation = PeriodicEvaluation(experiment, autoencoder, writer)
+    evaluation = PeriodicEvaluation(
+        experiment, autoencoder, writer, workdir / "evaluations", progress=watchdog.alive
+    )
+    if due(first_step, config.evaluation.every_steps, num_steps):
+        # The run may have ended in the middle of it.
+        evaluation.unless_done(first_step, state.emas["evaluation"])
+    step, preempted = first_step, False
     save_seconds, interval_start, interval_step = 0.0, time.monotonic(), first_step
     for step in range(first_step + 1, num_steps + 1):
+        watchdog.alive()
         state, metrics = experiment.train_step(state, next(batches))
+        preempted = preemption.reached(step) and step < num_steps
+        save_due = preempted or due(step, config.checkpoint.every_steps, num_steps)
+        log_due = step % config.train.log_every_steps == 0 or step == num_steps
 
-        if step % config.train.log_every_steps == 0 or step == num_steps:
+        if (save_due or log_due) and metrics["skipped_in_row"] > config.train.max_skipped:
+            skipping.stop(step, state, config, manifest.num_records, workdir, checkpoints)
+
+        if log_due:
             scalars = {f"train/{k}": float(v) for k, v in experiment.summarize(metrics).items()}
             seconds = time.monotonic() - interval_start
             per_step = seconds / (step - interval_step)
@@ -89,14 +128,20 @@ def train(config: ConfigDict, workdir: Path) -> TrainState:
             scalars["perf/images_per_second"] = config.batch_size / per_step
             scalars["perf/input_wait"] = batches.pop_wait() / seconds
             scalars["perf/checkpoint_block_seconds"] = save_seconds
+            scalars["perf/checkpoint_failures"] = checkpoints.failures
+            scalars["data/corrupt_records"] = len(corrupt)
             writer.write_scalars(step, scalars)
             say(progress_line(step, num_steps, scalars, per_step))
             save_seconds, interval_start, interval_step = 0.0, time.monotonic(), step
 
-        if due(step, config.checkpoint.every_steps, num_steps):
+        if save_due:
             save_start = time.monotonic()
+            # What led to a checkpoint will not be computed again.
+            writer.flush()
             checkpoints.save(step, state)
             save_seconds += time.monotonic() - save_start
+        if preempted:
+            break
 
         if due(step, config.evaluation.every_steps, num_steps):
             evaluation(step, state.emas["evaluation"])
@@ -104,11 +149,15 @@ def train(config: ConfigDict, workdir: Path) -> TrainState:
             interval_start, interval_step = time.monotonic(), step
 
     # ---------------------------------------------------------------- end
+    watchdog.alive()
     loader.close()
     checkpoints.close()
     writer.close()
+    if preempted:
+        outcome.report(outcome.PREEMPTED)
     say(
-        f"trained to step {num_steps} in {duration(time.monotonic() - started)}",
+        f"{'asked to end: saved' if preempted else 'trained to'} step {step} after "
+        f"{duration(time.monotonic() - started)}",
         f"checkpoints: {workdir / 'checkpoints'}",
         f"curves:      tensorboard --logdir={workdir}",
     )
@@ -117,7 +166,7 @@ def train(config: ConfigDict, workdir: Path) -> TrainState:
 
 def due(step: int, every_steps: int, num_steps: int) -> bool:
     """Whether something that happens every so many steps, and at the end, happens now."""
-    return every_steps > 0 and (step % every_steps == 0 or step == num_steps)
+    return every_steps > 0 and step > 0 and (step % every_steps == 0 or step == num_steps)
 
 
 def check_data(config: ConfigDict, manifest: Manifest) -> None:
@@ -151,13 +200,14 @@ def describe(experiment: Experiment, manifest: Manifest) -> str:
 def define_flags() -> None:
     command.define_config()
     flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, TensorBoard, config.")
+    flags.DEFINE_boolean("allow_config_change", False, "Go on although the config has changed.")
 
 
 def main() -> None:
     config = command.config()
-    workdir = Path(command.required("workdir", "the folder that will hold the run"))
+    workdir = epath.Path(command.required("workdir", "the folder that will hold the run"))
     distributed.initialize()
-    train(config, workdir)
+    train(config, workdir, flags.FLAGS.allow_config_change)
 
 
 if __name__ == "__main__":

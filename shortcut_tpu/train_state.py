@@ -15,12 +15,19 @@ from shortcut_tpu.models import DiT, Params
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Parameters, optimizer state and exponential moving averages by name."""
+    """Parameters, optimizer state and exponential moving averages by name.
+
+    Attributes:
+      skipped: updates that were left out because the loss or a gradient was not finite.
+      skipped_in_row: how many of them were the last ones.
+    """
 
     step: jax.Array
     params: Params
     opt_state: optax.OptState
     emas: dict[str, Params]
+    skipped: jax.Array
+    skipped_in_row: jax.Array
 
     @classmethod
     def create(
@@ -33,6 +40,8 @@ class TrainState:
             params=params,
             opt_state=optimizer.init(params),
             emas={name: jax.tree.map(jnp.copy, params) for name in sorted(emas)},
+            skipped=jnp.zeros((), jnp.int32),
+            skipped_in_row=jnp.zeros((), jnp.int32),
         )
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from shortcut_tpu.latents import sample_latents
@@ -29,8 +30,12 @@ def make_train_step(
     latent_scale: float,
     seed: int,
     row_shards: int,
+    max_skipped: int,
 ) -> TrainStep:
     """The function (state, batch) -> (state, metrics), to be jitted by the caller.
+
+    An update whose loss or gradients are not finite is left out. More than `max_skipped` of them
+    in a row leave the state as it is for good, until the loop sees the count and stops.
 
     Metrics are left as they are on the devices, by row; see `Objective.loss`.
     """
@@ -57,18 +62,28 @@ def make_train_step(
         (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        state = dataclasses.replace(
+        # Both are sums over all devices already: that they are finite costs no collective.
+        grad_norm = optax.tree.norm(grads)
+        apply = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        apply &= state.skipped_in_row <= max_skipped
+        updated = dataclasses.replace(
             state,
-            step=state.step + 1,
             params=params,
             opt_state=opt_state,
             emas=update_emas(state.emas, params, ema_decays),
         )
+        state = dataclasses.replace(
+            jax.tree.map(lambda new, old: jnp.where(apply, new, old), updated, state),
+            step=state.step + 1,
+            skipped=state.skipped + ~apply,
+            skipped_in_row=jnp.where(apply, 0, state.skipped_in_row + 1),
+        )
         norms = {
-            "grad_norm": optax.tree.norm(grads),
+            "grad_norm": grad_norm,
             "update_norm": optax.tree.norm(updates),
-            "param_norm": optax.tree.norm(params),
+            "param_norm": optax.tree.norm(state.params),
         }
-        return state, {"loss": loss} | metrics | norms
+        skips = {"skipped": state.skipped, "skipped_in_row": state.skipped_in_row}
+        return state, {"loss": loss} | metrics | norms | skips
 
     return train_step

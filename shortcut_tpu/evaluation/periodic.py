@@ -1,7 +1,14 @@
 """The evaluation that happens while a run trains."""
 
+from collections.abc import Callable
 import functools
+import json
 from typing import TYPE_CHECKING, Any
+
+from etils import epath
+import jax
+from jax.experimental import multihost_utils
+import numpy as np
 
 from data_pipeline.autoencoders import Autoencoder
 from shortcut_tpu.evaluation.evaluator import Evaluator, make_evaluator, table
@@ -24,10 +31,23 @@ class PeriodicEvaluation:
         experiment: Experiment,
         autoencoder: Autoencoder,
         writer: "metric_writers.MetricWriter",
+        folder: epath.Path,
+        progress: Callable[[int], None] = lambda more: None,
     ):
+        """Prepares evaluations; nothing is compiled or read before the first.
+
+        Args:
+          experiment: the parts of the run.
+          autoencoder: decodes the samples.
+          writer: gets scalars and images.
+          folder: gets STEP.json, the distances, once an evaluation is complete.
+          progress: called with how many more steps of samples are done.
+        """
         self._experiment = experiment
         self._autoencoder = autoencoder
         self._writer = writer
+        self._folder = folder
+        self._progress = progress
         self._generator = make_generator(experiment, autoencoder)
 
     @functools.cached_property
@@ -47,12 +67,23 @@ class PeriodicEvaluation:
         labels = balanced_labels(4 * _SHEET_COLUMNS, config.data.num_classes)
         distances, images = {}, {}
         for num_steps in config.evaluation.steps:
-            distances[num_steps] = self._evaluator.distance(params, num_steps)
+            distances[num_steps] = self._evaluator.distance(params, num_steps, self._progress)
             samples = self._generator(params, range(len(labels)), labels, num_steps)
             page = sheets.sheet(unit_to_uint8(samples), _SHEET_COLUMNS)
             images[f"samples/{num_steps}_steps"] = page[None]
         images[f"eval/{metric}_over_steps"] = sheets.distance_figure(metric, distances)[None]
         self._writer.write_scalars(step, {f"eval/{metric}@{n}": d for n, d in distances.items()})
         self._writer.write_images(step, images)
+        self._writer.flush()
+        if jax.process_index() == 0:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            figures = {str(n): distance for n, distance in distances.items()}
+            (self._folder / f"{step}.json").write_text(json.dumps({metric: figures}) + "\n")
         say(*table(metric, distances))
         return distances
+
+    def unless_done(self, step: int, params: Any) -> None:
+        """Evaluates unless that was completed before."""
+        done = np.array((self._folder / f"{step}.json").exists())
+        if not multihost_utils.broadcast_one_to_all(done):
+            self(step, params)

@@ -2,16 +2,16 @@
 
 from collections.abc import Mapping
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from etils import epath
 import jax
 
 if TYPE_CHECKING:
     from clu import metric_writers
 
 
-def make_writer(workdir: Path, config: Mapping[str, Any]) -> "metric_writers.MetricWriter":
+def make_writer(workdir: epath.Path, config: Mapping[str, Any]) -> "metric_writers.MetricWriter":
     """A writer into `workdir`, with the config as text; it must be closed."""
     # CLU imports TensorFlow, which takes seconds: a mistyped flag should not have to wait for it.
     from clu import metric_writers

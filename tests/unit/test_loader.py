@@ -1,6 +1,7 @@
 """Batches are functions of (seed, step, row), on any number of processes, after any restart."""
 
 from pathlib import Path
+import shutil
 import subprocess
 import sys
 
@@ -187,3 +188,29 @@ print(next(batches)["label"].shape)
         check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "(8,)\n", "")
+
+
+def test_damaged_records_are_done_without_up_to_a_number(folder, tmp_path, capfd):
+    damaged = shutil.copytree(folder, tmp_path / "damaged")
+    reader = LatentReader(damaged)
+    whole = reader.read(np.arange(len(reader)))
+    path = damaged / reader.manifest.shards[0].file
+    content = bytearray(path.read_bytes())
+    # Records 2 and 3: the neighbour of one is the other.
+    for index in (2, 3):
+        content[content.index(whole["mean"][index].tobytes())] ^= 1
+    path.write_bytes(content)
+    standing_in = np.arange(len(reader))
+    standing_in[[2, 3]] = 4
+    corrupt: set[int] = set()
+    values = {"seed": 0, "batch_size": len(reader), "rows": (0, len(reader)), "num_steps": 3}
+    source = loader.BatchSource(LatentReader(damaged), **values, max_corrupt=2, corrupt=corrupt)
+    for step in range(3):
+        batch = source[step]
+        order = loader.epoch_permutation(0, step, len(reader))
+        np.testing.assert_array_equal(batch["mean"], whole["mean"][standing_in[order]])
+    assert corrupt == {2, 3}
+    assert capfd.readouterr().err.count("is damaged") == 2
+    strict = loader.BatchSource(LatentReader(damaged), **values, max_corrupt=1)
+    with pytest.raises(UserError, match="record [23] is damaged"):
+        strict[0]

@@ -1,0 +1,75 @@
+"""Prints a run as a JobSet, or as a command of XPK.
+
+  python -m launch.gke --config=imagenet256_xl --name=xl --type=v5litepod-256 --image=IMAGE \\
+      --workdir=gs://BUCKET/RUN | kubectl apply -f -
+  python -m launch.gke ... --cluster=CLUSTER --zone=ZONE      # the XPK command instead
+
+The image is that of launch/gke/Dockerfile. Overrides --config.KEY=VALUE reach `train`.
+"""
+
+from pathlib import Path
+import re
+import shlex
+import sys
+
+from absl import flags
+import yaml
+
+from data_pipeline.errors import UserError
+from launch.gke.jobset import Run, render, xpk_command
+from shortcut_tpu import command
+from shortcut_tpu.topologies import Topology
+
+ROOT = Path(__file__).parents[2]
+_NAME = r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?"
+
+
+def define_flags() -> None:
+    command.define_config()
+    flags.DEFINE_string("name", None, "Name of the run in the cluster.")
+    flags.DEFINE_string("type", None, "Accelerator of a slice, such as v5litepod-256.")
+    flags.DEFINE_string("image", None, "The image to run.")
+    flags.DEFINE_string("workdir", None, "Folder of the run, gs://BUCKET/RUN.")
+    flags.DEFINE_integer("slices", 1, "Slices of that type.", 1)
+    flags.DEFINE_integer("grace_seconds", 600, "Time for the last save of a pod that must go.", 60)
+    flags.DEFINE_string("cluster", None, "Print the XPK command for this cluster instead.")
+    flags.DEFINE_string("zone", None, "Zone of the cluster, for XPK.")
+    flags.DEFINE_string("project", None, "Project of the cluster, for XPK; its own by default.")
+
+
+def main() -> None:
+    values = flags.FLAGS
+    command.config()
+    config = command.config_path().resolve()
+    if not config.is_relative_to(ROOT):
+        raise UserError(f"--config={config}: not in {ROOT}, so that the image would not have it")
+    overrides = [argument for argument in sys.argv[1:] if argument.startswith("--config.")]
+    name = command.required("name", "the name of the run in the cluster")
+    if not re.fullmatch(_NAME, name):
+        raise UserError(f"--name={name}: at most 40 lower-case letters, digits and hyphens")
+    workdir = command.required("workdir", "gs://BUCKET/RUN, which all pods can write")
+    accelerator = command.required("type", "the accelerator, such as v5litepod-256")
+    run = Run(
+        name=name,
+        image=command.required("image", "the image of launch/gke/Dockerfile"),
+        topology=Topology.parse(accelerator),
+        train=[f"--config={config.relative_to(ROOT)}", *overrides, f"--workdir={workdir}"],
+        slices=values.slices,
+        grace_seconds=values.grace_seconds,
+    )
+    if values.cluster:
+        zone = command.required("zone", "the zone of the cluster")
+        line = xpk_command(
+            run,
+            accelerator=accelerator,
+            cluster=values.cluster,
+            zone=zone,
+            project=values.project,
+        )
+        print(shlex.join(line))
+    else:
+        print(yaml.safe_dump(render(run), sort_keys=False), end="")
+
+
+if __name__ == "__main__":
+    command.run(main, define_flags)

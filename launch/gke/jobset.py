@@ -1,0 +1,141 @@
+"""A run as a JobSet of Kubernetes: one Job a slice, one pod a VM.
+
+Usage:
+  manifest = render(Run(name="xl", image="...", topology=Topology.parse("v5e-256"), ...))
+  yaml.safe_dump(manifest)
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import shlex
+from typing import Any
+
+from data_pipeline.errors import UserError
+from shortcut_tpu.topologies import Topology
+
+_ACCELERATORS = {
+    "v4": "tpu-v4-podslice",
+    "v5e": "tpu-v5-lite-podslice",
+    "v5p": "tpu-v5p-slice",
+    "v6e": "tpu-v6e-slice",
+}
+_SINGLE_HOST_CHIPS = 8
+_CHIPS_PER_VM = 4
+# A pod that fails is started again in place a few times; then the JobSet starts all of them anew.
+_RESTARTS_IN_PLACE = 3
+# The supervisor has to end before Kubernetes kills it.
+_SPARE_SECONDS = 30
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What to run and where.
+
+    Attributes:
+      train: arguments of `shortcut_tpu.train`.
+      grace_seconds: from SIGTERM to the kill; the last save has to fit.
+      max_restarts: of the whole JobSet.
+    """
+
+    name: str
+    image: str
+    topology: Topology
+    train: Sequence[str]
+    slices: int = 1
+    grace_seconds: int = 600
+    max_restarts: int = 50
+
+    @property
+    def chips_per_vm(self) -> int:
+        if len(self.topology.grid) == 2 and self.topology.chips <= _SINGLE_HOST_CHIPS:
+            return self.topology.chips
+        return min(_CHIPS_PER_VM, self.topology.chips)
+
+    @property
+    def command(self) -> list[str]:
+        """What every pod runs."""
+        return [
+            *("python", "-m", "launch.supervisor"),
+            f"--max_restarts={_RESTARTS_IN_PLACE}",
+            f"--grace_seconds={self.grace_seconds - _SPARE_SECONDS}",
+            *("--", "-m", "shortcut_tpu.train"),
+            *self.train,
+        ]
+
+
+def render(run: Run) -> dict[str, Any]:
+    """The manifest, for `kubectl apply`.
+
+    Raises:
+      UserError: the topology has no node pool on GKE.
+    """
+    generation = run.topology.generation
+    if generation not in _ACCELERATORS:
+        raise UserError(f"--type={run.topology.name}: GKE node pools are not known for it")
+    vms = run.topology.chips // run.chips_per_vm
+    chips = {"google.com/tpu": run.chips_per_vm}
+    container = {
+        "name": "train",
+        "image": run.image,
+        "command": run.command,
+        "ports": [{"containerPort": 8471}, {"containerPort": 8080}],
+        "securityContext": {"privileged": True},
+        "resources": {"requests": chips, "limits": chips},
+        "volumeMounts": [{"name": "dshm", "mountPath": "/dev/shm"}],
+    }
+    pod = {
+        "restartPolicy": "Never",
+        "hostNetwork": True,
+        "dnsPolicy": "ClusterFirstWithHostNet",
+        "terminationGracePeriodSeconds": run.grace_seconds,
+        "nodeSelector": {
+            "cloud.google.com/gke-tpu-accelerator": _ACCELERATORS[generation],
+            "cloud.google.com/gke-tpu-topology": "x".join(map(str, run.topology.grid)),
+        },
+        "containers": [container],
+        "volumes": [{"name": "dshm", "emptyDir": {"medium": "Memory"}}],
+    }
+    job = {
+        "parallelism": vms,
+        "completions": vms,
+        "completionMode": "Indexed",
+        "backoffLimit": 0,
+        "template": {"spec": pod},
+    }
+    return {
+        "apiVersion": "jobset.x-k8s.io/v1alpha2",
+        "kind": "JobSet",
+        "metadata": {
+            "name": run.name,
+            "annotations": {
+                "alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"
+            },
+        },
+        "spec": {
+            "failurePolicy": {"maxRestarts": run.max_restarts},
+            "replicatedJobs": [
+                {"name": "slice", "replicas": run.slices, "template": {"spec": job}}
+            ],
+        },
+    }
+
+
+def xpk_command(
+    run: Run, *, accelerator: str, cluster: str, zone: str, project: str | None
+) -> list[str]:
+    """The same run as a command of XPK.
+
+    XPK joins the command to a line of shell, so each argument is quoted for that.
+    """
+    return [
+        *("xpk", "workload", "create"),
+        f"--workload={run.name}",
+        f"--cluster={cluster}",
+        f"--zone={zone}",
+        *([f"--project={project}"] if project else []),
+        f"--tpu-type={accelerator}",
+        f"--num-slices={run.slices}",
+        f"--docker-image={run.image}",
+        f"--max-restarts={run.max_restarts}",
+        f"--command={shlex.join(run.command)}",
+    ]

@@ -1,0 +1,144 @@
+"""Checksums of a finished checkpoint, beside it: what tells a whole one from a damaged one.
+
+A folder CHECKPOINTS/STEP is whole when every file named in CHECKPOINTS/checksums/STEP.json has the
+content it had when the save finished. Nothing is ever deleted for failing that: it is set aside in
+CHECKPOINTS/damaged.
+
+Usage:
+  write(folder, 1000)
+  problem = find_problem(folder, 1000)    # None, or what is wrong in a few words
+  set_aside(folder, 1000)
+"""
+
+import concurrent.futures
+import contextlib
+import hashlib
+import json
+from typing import Any
+
+from etils import epath
+
+_CHECKSUMS = "checksums"
+_DAMAGED = "damaged"
+_CHUNK_BYTES = 1 << 24
+_THREADS = 8
+
+UNFINISHED = "its save or its removal was interrupted"
+
+
+def steps(folder: epath.Path) -> list[int]:
+    """The steps that have a folder or checksums, whole or not, ascending."""
+    found = {path.name for path in _children(folder)}
+    found |= {path.stem for path in _children(folder / _CHECKSUMS)}
+    return sorted(int(name) for name in found if name.isdecimal())
+
+
+def finished(folder: epath.Path) -> list[int]:
+    """The steps whose save was finished, ascending; they may have been damaged since."""
+    return [step for step in steps(folder) if _checksums_of(folder, step).exists()]
+
+
+def write(folder: epath.Path, step: int) -> None:
+    """Reads every file of a finished checkpoint and writes their checksums, whole or not at all."""
+    directory = folder / str(step)
+    files = sorted(path for path in _walk(directory))
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as threads:
+        described = threads.map(_describe, files)
+        content = {
+            str(path.relative_to(directory)): description
+            for path, description in zip(files, described, strict=True)
+        }
+    target = _checksums_of(folder, step)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.tmp")
+    temporary.write_text(json.dumps({"step": step, "files": content}, indent=2) + "\n")
+    temporary.replace(target)
+
+
+def find_problem(folder: epath.Path, step: int) -> str | None:
+    """What is wrong with a checkpoint, in a few words; None if every file is as it was written."""
+    if not _checksums_of(folder, step).exists():
+        return UNFINISHED
+    try:
+        files = json.loads(_checksums_of(folder, step).read_text())["files"]
+        expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
+    except (AttributeError, KeyError, OSError, TypeError, ValueError):
+        return f"{_CHECKSUMS}/{step}.json cannot be read"
+
+    def check(name: str) -> str | None:
+        size, sha256 = expected[name]
+        path = folder / str(step) / name
+        try:
+            if path.stat().length != size:
+                return f"{name} has {path.stat().length} bytes instead of {size}"
+            return None if _sha256(path) == sha256 else f"{name} is not what was written"
+        except OSError:
+            return f"{name} is missing or cannot be read"
+
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as threads:
+        problems = [problem for problem in threads.map(check, expected) if problem]
+    return problems[0] if problems else None
+
+
+def set_aside(folder: epath.Path, step: int) -> epath.Path:
+    """Moves what there is of a checkpoint to where no run looks for one; returns the place."""
+    (folder / _DAMAGED).mkdir(parents=True, exist_ok=True)
+    number, place = 0, folder / _DAMAGED / str(step)
+    while place.exists() or place.with_suffix(".json").exists():
+        number += 1
+        place = folder / _DAMAGED / f"{step}-{number}"
+    _move(folder / str(step), place)
+    _move(_checksums_of(folder, step), place.with_suffix(".json"))
+    return place
+
+
+def remove(folder: epath.Path, step: int) -> None:
+    """Deletes a checkpoint that is no longer wanted; an interrupted removal leaves no whole one."""
+    _checksums_of(folder, step).unlink(missing_ok=True)
+    (folder / str(step)).rmtree(missing_ok=True)
+
+
+def remove_leftovers(folder: epath.Path, step: int) -> None:
+    """Deletes what a failed save wrote, as far as that is possible, for it may fill the disk."""
+    with contextlib.suppress(OSError):
+        remove(folder, step)
+        for path in _children(folder):
+            if path.name.startswith(f"{step}."):
+                path.rmtree()
+
+
+def read_config(folder: epath.Path, step: int) -> dict[str, Any]:
+    """The config of the run that wrote a checkpoint."""
+    return json.loads((folder / str(step) / "config" / "metadata").read_text())
+
+
+def _checksums_of(folder: epath.Path, step: int) -> epath.Path:
+    return folder / _CHECKSUMS / f"{step}.json"
+
+
+def _children(folder: epath.Path) -> list[epath.Path]:
+    return list(folder.iterdir()) if folder.exists() else []
+
+
+def _walk(directory: epath.Path) -> list[epath.Path]:
+    files = []
+    for path in directory.iterdir():
+        files += _walk(path) if path.is_dir() else [path]
+    return files
+
+
+def _describe(path: epath.Path) -> dict[str, Any]:
+    return {"bytes": path.stat().length, "sha256": _sha256(path)}
+
+
+def _sha256(path: epath.Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _move(source: epath.Path, target: epath.Path) -> None:
+    if source.exists():
+        source.rename(target)

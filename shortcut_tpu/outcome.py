@@ -1,0 +1,31 @@
+"""What a command and its supervisor tell each other.
+
+The command says why it ended, which an exit status alone does not, in a file that the supervisor
+names in the environment; without one nothing is written. The supervisor names the run.
+
+Usage:
+  outcome.report(outcome.PREEMPTED)
+"""
+
+import os
+from pathlib import Path
+
+FILE = "SHORTCUT_TPU_OUTCOME"
+# The same at every start by one supervisor, so that a run is not taken for another of itself.
+RUN = "SHORTCUT_TPU_RUN"
+
+# Saved because it was asked to end before its work was done: start it again.
+PREEMPTED = "preempted"
+# A person has to mend something: starting it again would end the same.
+REFUSED = "refused"
+
+
+def report(word: str) -> None:
+    """Leaves a word for the supervisor."""
+    if os.environ.get(FILE):
+        Path(os.environ[FILE]).write_text(word)
+
+
+def read(path: Path) -> str:
+    """The word that a process left, or nothing."""
+    return path.read_text() if path.exists() else ""

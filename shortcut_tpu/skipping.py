@@ -1,0 +1,63 @@
+"""What is left behind where updates were not finite too many times in a row.
+
+The jitted step leaves such updates out by itself; see `train_step`.
+"""
+
+import dataclasses
+import json
+
+from etils import epath
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from data_pipeline.errors import UserError
+from data_pipeline.loader import record_indices
+from shortcut_tpu.checkpoints import Checkpoints
+from shortcut_tpu.train_state import TrainState
+
+_SHOWN = 8
+
+
+def stop(
+    step: int,
+    state: TrainState,
+    config: ConfigDict,
+    num_records: int,
+    workdir: epath.Path,
+    checkpoints: Checkpoints,
+) -> None:
+    """Saves the state before the first of the skipped updates and names their records.
+
+    Args:
+      step: the step just made.
+      state: the state after it; skipped updates changed nothing in it but the counts.
+      num_records: records of the data set.
+
+    Raises:
+      UserError: always.
+    """
+    in_row = int(state.skipped_in_row)
+    before = step - in_row
+    made, skipped = (jnp.int32(count) for count in (before, int(state.skipped) - in_row))
+    counts = {"step": made, "skipped": skipped, "skipped_in_row": jnp.int32(0)}
+    # From the host's values to arrays that all processes share.
+    shared = jax.jit(lambda: counts, out_shardings=state.step.sharding)()
+    checkpoints.save(before, dataclasses.replace(state, **shared))
+    checkpoints.wait()
+
+    blamed = range(before + 1, before + 1 + min(in_row, config.train.max_skipped + 1))
+    rows = (0, config.batch_size)
+    records = {
+        made: record_indices(config.seed, made - 1, rows, config.batch_size, num_records).tolist()
+        for made in blamed
+    }
+    path = workdir / f"skipped-{before + 1}.json"
+    if jax.process_index() == 0:
+        path.write_text(json.dumps({"records_by_step": records}) + "\n")
+    shown = ", ".join(map(str, records[before + 1][:_SHOWN]))
+    raise UserError(
+        f"loss or gradients were not finite in {len(blamed)} steps in a row from step "
+        f"{before + 1}, train.max_skipped is {config.train.max_skipped}; the first had records "
+        f"{shown}, ... (all: {path}); the state before is checkpoint {before}"
+    )

@@ -1,0 +1,76 @@
+"""One run to a workdir, and the same config each time it goes on.
+
+Usage, on every process:
+  with claimed(workdir):
+    check_config(checkpoints.config(step), config, allow_change=False)
+"""
+
+from collections.abc import Iterator
+import contextlib
+import fcntl
+import os
+from typing import Any
+import uuid
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from data_pipeline.errors import UserError
+from shortcut_tpu import config as config_lib
+from shortcut_tpu import distributed, outcome
+from shortcut_tpu.lease import Lease
+
+_LOCK = ".lock"
+
+
+@contextlib.contextmanager
+def claimed(workdir: epath.Path) -> Iterator[None]:
+    """Holds the workdir for this run.
+
+    On a disk the kernel lets go of it however the process ends. A bucket has no locks: there it is
+    held by a lease.
+
+    Raises:
+      UserError: another run has it.
+    """
+    with contextlib.ExitStack() as held:
+        if "://" in os.fspath(workdir):
+            lease = Lease(workdir, os.environ.get(outcome.RUN) or uuid.uuid4().hex)
+            distributed.first_does(lambda: _enter(held, lease))
+        else:
+            distributed.first_does(lambda: _lock(workdir, held))
+        yield
+
+
+def _enter(held: contextlib.ExitStack, lease: Lease) -> None:
+    held.enter_context(lease)
+
+
+def _lock(workdir: epath.Path, held: contextlib.ExitStack) -> None:
+    workdir.mkdir(parents=True, exist_ok=True)
+    file = os.open(workdir / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    held.callback(os.close, file)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.read(file, 100).decode().strip()
+        raise UserError(
+            f"{workdir}: another run is using this workdir (process {holder}); stop it, or give "
+            "this one another --workdir"
+        ) from None
+    os.ftruncate(file, 0)
+    os.write(file, f"{os.getpid()}\n".encode())
+
+
+def check_config(before: dict[str, Any], config: ConfigDict, allow_change: bool) -> None:
+    """Compares the config with that of the checkpoint it would go on from.
+
+    Raises:
+      UserError: they differ; the message names each difference.
+    """
+    changes = config_lib.differences(before, config)
+    if changes and not allow_change:
+        raise UserError(
+            f"the config is not that of the checkpoint: {'; '.join(changes)}. Give "
+            "--allow_config_change to go on with the new one, or another --workdir to start anew"
+        )

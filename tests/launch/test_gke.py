@@ -1,0 +1,115 @@
+"""The JobSet says what the topology needs, and the XPK command what the JobSet says."""
+
+import os
+from pathlib import Path
+import shlex
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from launch.gke.jobset import Run, render
+from shortcut_tpu.topologies import Topology
+
+ROOT = Path(__file__).parents[2]
+RUN = (
+    "--config=imagenet256_xl",
+    "--name=xl",
+    "--type=v5litepod-256",
+    "--image=image:1",
+    "--workdir=gs://bucket/run",
+    "--slices=2",
+    "--config.data.path=gs://bucket/it's here",
+)
+TRAIN = [
+    *("python", "-m", "launch.supervisor", "--max_restarts=3", "--grace_seconds=570", "--"),
+    *("-m", "shortcut_tpu.train", "--config=configs/imagenet256_xl.py"),
+    *("--config.data.path=gs://bucket/it's here", "--workdir=gs://bucket/run"),
+]
+
+
+def gke(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "launch.gke", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_the_jobset_of_two_slices():
+    printed = gke(*RUN)
+    assert printed.returncode == 0, printed.stderr
+    jobset = yaml.safe_load(printed.stdout)
+    assert (jobset["apiVersion"], jobset["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+    assert jobset["spec"]["failurePolicy"] == {"maxRestarts": 50}
+    (replicated,) = jobset["spec"]["replicatedJobs"]
+    assert replicated["replicas"] == 2
+    job = replicated["template"]["spec"]
+    assert (job["parallelism"], job["completions"], job["backoffLimit"]) == (64, 64, 0)
+    pod = job["template"]["spec"]
+    assert pod["terminationGracePeriodSeconds"] == 600
+    assert pod["nodeSelector"] == {
+        "cloud.google.com/gke-tpu-accelerator": "tpu-v5-lite-podslice",
+        "cloud.google.com/gke-tpu-topology": "16x16",
+    }
+    (container,) = pod["containers"]
+    assert container["resources"]["limits"] == {"google.com/tpu": 4}
+    assert container["command"] == TRAIN
+
+
+def test_the_xpk_command_runs_the_same():
+    printed = gke(*RUN, "--cluster=c", "--zone=us-x1-a")
+    assert printed.returncode == 0, printed.stderr
+    words = shlex.split(printed.stdout)
+    assert words[:3] == ["xpk", "workload", "create"]
+    given = dict(word.removeprefix("--").split("=", 1) for word in words[3:])
+    assert shlex.split(given.pop("command")) == TRAIN
+    assert given == {
+        "workload": "xl",
+        "cluster": "c",
+        "zone": "us-x1-a",
+        "tpu-type": "v5litepod-256",
+        "num-slices": "2",
+        "docker-image": "image:1",
+        "max-restarts": "50",
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "topology", "vms", "chips"),
+    [
+        ("v4-64", "2x4x4", 8, 4),
+        ("v5p-128", "4x4x4", 16, 4),
+        ("v5litepod-8", "2x4", 1, 8),
+        ("v5litepod-16", "4x4", 4, 4),
+        ("v6e-256", "16x16", 64, 4),
+        ("v6e-1", "1x1", 1, 1),
+    ],
+)
+def test_vms_and_chips(name, topology, vms, chips):
+    jobset = render(Run("x", "image", Topology.parse(name), []))
+    job = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]
+    assert job["completions"] == vms
+    pod = job["template"]["spec"]
+    assert pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == topology
+    assert pod["containers"][0]["resources"]["limits"]["google.com/tpu"] == chips
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("--name=Not_A_Name", "error: --name=Not_A_Name: at most 40 lower-case letters"),
+        ("--type=v9-4", "error: --topology=v9-4: not one of"),
+        ("--image=", "error: --image is missing: "),
+    ],
+)
+def test_mistakes_end_in_one_line(argument, said):
+    printed = gke(*RUN, argument)
+    assert printed.returncode == 1
+    assert printed.stderr.startswith(said)
+    assert printed.stderr.count("\n") == 1

@@ -1,0 +1,209 @@
+"""The real gcloud client, against an API of our own: no test of these can spend money."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from launch.local_pod import free_port
+from shortcut_tpu import distributed
+from tests.launch.fake_cloud import FakeCloud, tpu_pod
+from tests.multihost import pods
+
+pytestmark = pytest.mark.skipif(shutil.which("gcloud") is None, reason="gcloud is not installed")
+
+POD = ("--config=digits", "--name=pod", "--type=v5litepod-16", "--nopreflight")
+
+
+@pytest.fixture
+def cloud(tmp_path):
+    cloud = FakeCloud(tmp_path)
+    with cloud.serving():
+        yield cloud
+
+
+def run(cloud: FakeCloud, *arguments: str) -> tuple[int, str]:
+    log = cloud.folder / "tpu_pod.log"
+    with tpu_pod(cloud, *arguments, log=log) as process:
+        try:
+            status = process.wait(120)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"too slow:\n{log.read_text()}") from None
+    return status, log.read_text()
+
+
+def last(output: str) -> str:
+    return output.strip().splitlines()[-1]
+
+
+def test_dry_run_shows_commands_that_bash_reads_and_calls_nothing(cloud, tmp_path):
+    path = tmp_path / "work dir"
+    odd = '--config.data.path=it\'s "here" $HOME'
+    status, output = run(
+        cloud, *POD, f"--workdir={path}", "--spot", "--dry_run", odd, "--", "--more=a b"
+    )
+    assert status == 0, output
+    assert not cloud.requests
+    assert not path.exists()
+    assert "tpu-vm create pod --accelerator-type=v5litepod-16" in output
+    assert "--version=v2-alpha-tpuv5-lite" in output
+    assert "--spot" in output
+    script = output.partition("with this startup script:\n")[2]
+    (line,) = [line for line in script.splitlines() if line.startswith("setsid")]
+    # What the script starts, as bash reads it.
+    started = line.replace("setsid bash -c 'run \"$@\"' -", "printf '%s\\n'").partition(" >> ")[0]
+    words = subprocess.run(["bash", "-c", started], capture_output=True, text=True, check=True)
+    assert words.stdout.splitlines() == [
+        *("-m", "launch.supervisor", "--", "-m", "shortcut_tpu.train"),
+        "--config=configs/digits.py",
+        odd,
+        f"--workdir={path}",
+        "--more=a b",
+    ]
+    if shutil.which("shellcheck"):
+        checked = subprocess.run(
+            ["shellcheck", "--exclude=SC2016", "-"],
+            input=script,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert checked.returncode == 0, checked.stdout
+
+
+def test_the_queue_is_waited_for_and_the_run_started(cloud, tmp_path):
+    cloud.waits = 2
+    cloud.boots = True
+    # The run ends at once: this worker's Python is `true`.
+    cloud.environment = lambda worker: {"SHORTCUT_TPU_PYTHON": shutil.which("true")}
+    status, output = run(
+        cloud, *POD, f"--workdir={tmp_path / 'run'}", "--queued", "--spot", "--poll_seconds=0.1"
+    )
+    assert status == 0, output
+    assert "creating pod: v5litepod-16 in us-x1-a\npod: WAITING_FOR_RESOURCES\n" in output
+    (body,) = cloud.bodies
+    assert "spot" in body
+    (spec,) = body["tpu"]["nodeSpec"]
+    assert spec["nodeId"] == "pod"
+    assert spec["node"]["acceleratorType"] == "v5litepod-16"
+    assert list((tmp_path / "run" / "code").glob("*.tar.gz"))
+    status, output = run(cloud, "--name=pod", "--queued", "--status")
+    assert (status, output) == (0, "pod READY\nrun 0\n")
+    status, output = run(cloud, "--name=pod", "--queued", "--delete")
+    assert status == 0, output
+    assert not cloud.queue
+    assert not cloud.nodes
+
+
+def test_a_run_on_a_pod_that_is_up_is_started_over_ssh_and_stopped(cloud, tmp_path):
+    python = tmp_path / "python"
+    python.write_text(
+        """#!/bin/bash
+trap 'echo saved; exit 143' TERM
+echo "started: $*"
+for _ in {1..600}; do sleep 0.1; done
+"""
+    )
+    python.chmod(0o755)
+    cloud.environment = lambda worker: {"SHORTCUT_TPU_PYTHON": str(python)}
+    # Up, and nothing has run on it yet.
+    cloud.handle("POST", "/v2/projects/p/locations/us-x1-a/nodes?nodeId=pod", {"metadata": {}})
+    cloud.make_home(0)
+    log = tmp_path / "session.log"
+    arguments = [*POD, f"--workdir={tmp_path / 'run'}", "--poll_seconds=0.1", "--", "--more=it's"]
+    with tpu_pod(cloud, *arguments, log=log) as session:
+        pods.until(lambda: "started: " in log.read_text(), session, log)
+        status, output = run(cloud, "--name=pod", "--stop")
+        assert status == 0, output
+        assert pods.ended(session, log) == 1
+    text = log.read_text()
+    assert "pod is up: starting the run on its workers\n" in text
+    assert f"--workdir={tmp_path / 'run'} --more=it's\n" in text
+    assert "saved\n" in text
+    assert last(text) == "error: the run ended with status 143; its log is above"
+
+
+def test_slices_are_asked_for_together(cloud, tmp_path):
+    workdir = f"--workdir={tmp_path / 'run'}"
+    status, output = run(cloud, *POD, workdir, "--slices=2")
+    assert (status, last(output)) == (
+        1,
+        "error: --slices needs --queued: only the queue gives several slices at once",
+    )
+    cloud.boots = False
+    status, output = run(cloud, *POD, workdir, "--slices=2", "--queued", "--dry_run")
+    assert status == 0
+    assert "queued-resources create pod --node-count=2 --node-prefix=pod" in output
+
+
+@pytest.mark.parametrize(
+    ("refusal", "said"),
+    [
+        ((403, "PERMISSION_DENIED", "not yours"), "roles/tpu.admin"),
+        ((429, "RESOURCE_EXHAUSTED", "Quota limit exceeded"), "ask for quota"),
+    ],
+)
+def test_refusals_end_in_one_clear_line(cloud, tmp_path, refusal, said):
+    cloud.refuse = refusal
+    status, output = run(cloud, *POD, f"--workdir={tmp_path / 'run'}")
+    assert status == 1
+    assert last(output).startswith("error: gcloud: ")
+    assert refusal[2] in last(output)
+    assert said in last(output)
+    assert "Traceback" not in output
+
+
+def test_a_pod_that_is_not_there(cloud):
+    for flag in ("--status", "--logs", "--stop", "--delete"):
+        status, output = run(cloud, "--name=pod", flag)
+        assert (status, output) == (1, "error: --name=pod: no such pod in us-x1-a\n")
+
+
+@pytest.mark.parametrize("name", ["Pod", "-x", "a b", "x" * 60, "--zone"])
+def test_names_that_gcloud_would_refuse(cloud, name):
+    status, output = run(cloud, f"--name={name}", "--status")
+    assert (status, output.count("\n")) == (1, 1)
+    assert output.startswith(f"error: --name={name}: ")
+    assert not cloud.requests
+
+
+def test_a_whole_session_trains_on_four_workers_loses_one_is_preempted_and_finishes(tmp_path):
+    cloud = FakeCloud(tmp_path, workers=4)
+    cloud.boots = True
+    pods.make_records(tmp_path / "digits")
+    port = free_port()
+    cloud.environment = lambda worker: {
+        **pods.cpu_environment(tmp_path / "cache"),
+        "SHORTCUT_TPU_PYTHON": sys.executable,
+        distributed.COORDINATOR: f"localhost:{port}",
+        distributed.NUM_PROCESSES: "4",
+        distributed.PROCESS_ID: str(worker),
+    }
+    workdir, log = tmp_path / "run", tmp_path / "session.log"
+    arguments = [
+        *("--config=tests/multihost/tiny_config.py", "--name=pod", "--type=v5litepod-16"),
+        *(f"--workdir={workdir}", "--poll_seconds=0.5", "--spot", "--nopreflight"),
+        f"--config.data.path={tmp_path / 'digits'}",
+    ]
+    with cloud.serving(), tpu_pod(cloud, *arguments, log=log) as session:
+        pods.until(lambda: "step  5/16" in log.read_text(), session, log)
+        (training,) = pods.children(cloud.pid(2))
+        os.kill(training, signal.SIGKILL)
+        pods.until(lambda: "resumed from step 4" in log.read_text(), session, log)
+        pods.until(lambda: "step  9/16" in log.read_text(), session, log)
+        cloud.preempt("pod")
+        pods.until(
+            lambda: "pod was preempted; deleting what is left" in log.read_text(), session, log
+        )
+        assert pods.ended(session, log) == 0, log.read_text()
+    text = log.read_text()
+    assert text.count("creating pod: v5litepod-16 in us-x1-a") == 2
+    assert "step 16/16" in text
+    assert pods.checkpoint_steps(workdir)[-1] == 16
+    losses = pods.logged(workdir, "train/loss")
+    assert sorted(losses) == list(range(1, 17))
+    # A step that was made again was the same step.
+    assert all(len(values) == 1 for values in losses.values())

@@ -1,0 +1,108 @@
+"""A run that loses processes ends with the bytes of a run that lost none."""
+
+import os
+from pathlib import Path
+import random
+import signal
+import time
+
+import pytest
+
+from tests.multihost import pods
+
+SOAK = "SHORTCUT_TPU_SOAK"
+
+
+def assert_same_run(workdir: Path, unbroken: Path) -> None:
+    assert pods.state_bytes(workdir) == pods.state_bytes(unbroken)
+    losses, expected = pods.logged(workdir, "train/loss"), pods.logged(unbroken, "train/loss")
+    assert sorted(losses) == list(range(1, 17))
+    # A step that was made twice is logged twice, with the same value.
+    assert losses == expected
+
+
+def test_three_kills_change_nothing(tmp_path, lab):
+    workdir, log = tmp_path / "run", tmp_path / "log"
+    arguments = pods.pod_arguments(workdir, lab.data)
+    with pods.started(arguments, lab.environment(), log) as pod:
+
+        def said(text: str) -> bool:
+            return text in log.read_text()
+
+        def kill(host: int) -> None:
+            """Returns once all processes have been replaced."""
+            hosts = pods.children(pod.pid)
+            os.kill(hosts[host], signal.SIGKILL)
+            pods.until(lambda: not set(hosts) & set(pods.children(pod.pid)), pod, log)
+
+        # While it compiles, which is before the first step and after the first words.
+        pods.until(lambda: said("parameters, batch 32"), pod, log)
+        kill(1)
+        # In a save: the folder that Orbax writes into is there.
+        saving = workdir / "checkpoints"
+        pods.until(lambda: any(saving.glob("8.*tmp*")) or said("step  9/16"), pod, log)
+        kill(0)
+        # Between saves, or while the one before is on its way to the disk.
+        pods.until(lambda: said("step 14/16"), pod, log)
+        kill(1)
+        assert pods.ended(pod, log) == 0, log.read_text()
+    assert log.read_text().count("host 1 ended with signal 9") == 2
+    assert log.read_text().count("host 0 ended with signal 9") == 1
+    assert_same_run(workdir, lab.unbroken)
+
+
+@pytest.mark.skipif(SOAK not in os.environ, reason=f"takes an hour; set {SOAK}=1 to run it")
+def test_fifty_kills_at_random_change_nothing(tmp_path, lab):
+    workdir, log = tmp_path / "run", tmp_path / "log"
+    arguments = pods.pod_arguments(workdir, lab.data)
+    chance, kills = random.Random(0), 0
+    while kills < 50:
+        with pods.started(arguments, lab.environment(), log) as pod:
+            ends = time.monotonic() + chance.uniform(1, 20)
+            while time.monotonic() < ends and pod.poll() is None:
+                time.sleep(0.01)
+            if pod.poll() is None and (hosts := pods.children(pod.pid)):
+                os.kill(chance.choice(hosts), signal.SIGKILL)
+                kills += 1
+                time.sleep(chance.uniform(0, 2))
+        if len(pods.checkpoint_steps(workdir)) and pods.checkpoint_steps(workdir)[-1] == 16:
+            assert_same_run(workdir, lab.unbroken)
+            workdir = tmp_path / f"run-{kills}"
+            arguments = pods.pod_arguments(workdir, lab.data)
+
+
+def test_sigterm_to_one_host_saves_on_all_and_the_run_goes_on(tmp_path, lab):
+    workdir, log = tmp_path / "run", tmp_path / "log"
+    # No checkpoint is due before the last step: what is saved, SIGTERM saved.
+    arguments = pods.pod_arguments(workdir, lab.data, "--config.checkpoint.every_steps=100")
+    with pods.started(arguments, lab.environment(), log) as pod:
+        pods.until(lambda: "step  3/16" in log.read_text(), pod, log)
+        os.kill(pods.children(pod.pid)[1], signal.SIGTERM)
+        pods.until(lambda: "resumed from step" in log.read_text(), pod, log)
+        assert pods.ended(pod, log) == 0, log.read_text()
+    text = log.read_text()
+    (saved,) = [line for line in text.splitlines() if line.startswith("asked to end")]
+    step = int(saved.split("step ")[1].split()[0])
+    assert 3 <= step < 16
+    assert f"resumed from step {step} " in text
+    assert "supervisor: asked to end, and saved; starting again in 0.1 s\n" in text
+    assert pods.checkpoint_steps(workdir) == [step, 16]
+    losses = pods.logged(workdir, "train/loss")
+    assert losses == pods.logged(lab.unbroken, "train/loss")
+
+
+def test_a_host_that_hangs_is_found_and_replaced(tmp_path, lab):
+    workdir, log = tmp_path / "run", tmp_path / "log"
+    arguments = pods.pod_arguments(workdir, lab.data, "--config.train.hang_seconds=30")
+    with pods.started(arguments, lab.environment(), log) as pod:
+        pods.until(lambda: "step  6/16" in log.read_text(), pod, log)
+        hung = pods.children(pod.pid)[1]
+        os.kill(hung, signal.SIGSTOP)
+        stopped = time.monotonic()
+        pods.until(lambda: hung not in pods.children(pod.pid), pod, log)
+        assert time.monotonic() - stopped < 80
+        assert pods.ended(pod, log) == 0, log.read_text()
+    stacks = (workdir / "logs" / "host-0.log").read_text()
+    assert "Timeout (0:00:30)!" in stacks
+    assert "shortcut_tpu/train.py" in stacks
+    assert_same_run(workdir, lab.unbroken)

@@ -1,0 +1,209 @@
+"""What is saved comes back to the bit, and what is damaged is noticed and never deleted."""
+
+import contextlib
+import json
+from pathlib import Path
+import resource
+import shutil
+
+from absl import logging
+import jax
+from ml_collections import ConfigDict
+import numpy as np
+import pytest
+
+from data_pipeline.errors import UserError
+from shortcut_tpu.checkpoints import Checkpoints
+
+SIZE = 100_000
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    """Orbax logs the failures that these tests provoke."""
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.FATAL)
+    yield
+    logging.set_verbosity(before)
+
+
+def state(step: int) -> dict:
+    # Random bytes, for zeros would be compressed to nothing.
+    weights = np.random.default_rng(step).standard_normal(SIZE, np.float32)
+    return {"step": jax.numpy.int32(step), "weights": jax.numpy.asarray(weights)}
+
+
+def abstract() -> dict:
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), state(0)
+    )
+
+
+def save(folder: Path, *steps: int, keep: int = 5) -> None:
+    with Checkpoints(folder, keep=keep, config=ConfigDict({"a": {"b": (1, 2)}})) as checkpoints:
+        for step in steps:
+            checkpoints.save(step, state(step))
+
+
+def restored(folder: Path, keep: int | None = 5) -> tuple[int | None, dict]:
+    with Checkpoints(folder, keep=keep) as checkpoints:
+        step = checkpoints.newest()
+        return step, {} if step is None else checkpoints.restore(abstract(), step)
+
+
+def listing(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def largest(folder: Path) -> Path:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return max(files, key=lambda path: path.stat().st_size)
+
+
+def truncate(folder: Path, step: int) -> None:
+    path = largest(folder / str(step))
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip_a_bit(folder: Path, step: int) -> None:
+    path = largest(folder / str(step))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def delete_half(folder: Path, step: int) -> None:
+    files = sorted(path for path in (folder / str(step)).rglob("*") if path.is_file())
+    for path in files[::2]:
+        path.unlink()
+
+
+def delete_all_but_checksums(folder: Path, step: int) -> None:
+    shutil.rmtree(folder / str(step))
+
+
+def delete_checksums(folder: Path, step: int) -> None:
+    (folder / "checksums" / f"{step}.json").unlink()
+
+
+def garble_checksums(folder: Path, step: int) -> None:
+    (folder / "checksums" / f"{step}.json").write_text('{"files": [1, 2]}')
+
+
+DAMAGES = [
+    truncate,
+    flip_a_bit,
+    delete_half,
+    delete_all_but_checksums,
+    delete_checksums,
+    garble_checksums,
+]
+
+
+def test_the_newest_comes_back_to_the_bit_with_its_config(tmp_path):
+    save(tmp_path, 1, 2, 3, keep=2)
+    step, tree = restored(tmp_path)
+    assert step == 3
+    np.testing.assert_array_equal(tree["weights"], state(3)["weights"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "3", "checksums"]
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.config(3) == {"a": {"b": [1, 2]}}
+        with pytest.raises(UserError, match="no checkpoint of step 1, only of 2, 3"):
+            checkpoints.restore(abstract(), 1)
+
+
+def test_nothing_there(tmp_path):
+    assert restored(tmp_path)[0] is None
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match="no checkpoint"):
+        checkpoints.restore(abstract())
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_one_is_reported_and_set_aside_and_the_one_before_used(tmp_path, capfd, damage):
+    save(tmp_path, 1, 2)
+    damage(tmp_path, 2)
+    left = set(listing(tmp_path).values())
+    step, tree = restored(tmp_path)
+    assert step == 1
+    np.testing.assert_array_equal(tree["weights"], state(1)["weights"])
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if "warning" in line]
+    assert "checkpoint 2 is not whole: " in line
+    assert set(listing(tmp_path).values()) == left
+    assert (tmp_path / "damaged").is_dir()
+    # The step can be saved again, and damaged again.
+    save(tmp_path, 2)
+    assert restored(tmp_path)[0] == 2
+    damage(tmp_path, 2)
+    assert restored(tmp_path)[0] == 1
+
+
+def test_a_reader_passes_over_a_damaged_one_and_leaves_it(tmp_path, capfd):
+    save(tmp_path, 1, 2)
+    flip_a_bit(tmp_path, 2)
+    before = listing(tmp_path)
+    assert restored(tmp_path, keep=None)[0] == 1
+    assert "checkpoint 2 is not whole" in capfd.readouterr().err
+    assert listing(tmp_path) == before
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_every_one_damaged_is_a_stop_with_nothing_touched(tmp_path, damage):
+    save(tmp_path, 1, 2)
+    for step in (1, 2):
+        damage(tmp_path, step)
+    before = listing(tmp_path)
+    for _ in range(2):
+        with pytest.raises(UserError, match="every checkpoint is damaged"):
+            restored(tmp_path)
+        assert listing(tmp_path) == before
+
+
+def test_a_first_save_that_was_never_finished_is_no_checkpoint(tmp_path, capfd):
+    save(tmp_path, 1)
+    delete_checksums(tmp_path, 1)
+    assert restored(tmp_path)[0] is None
+    assert "interrupted" in capfd.readouterr().err
+
+
+@contextlib.contextmanager
+def full_disk():
+    """Lets no file grow beyond a few bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (SIZE, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+# A write of TensorStore that fails second finds the event loop of Orbax's save closed.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_failed_save_is_loud_and_costs_nothing_but_itself(tmp_path, capfd):
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(1, state(1))
+        checkpoints.wait()
+        with full_disk():
+            for step in (2, 3):
+                checkpoints.save(step, state(step))
+            checkpoints.wait()
+        assert checkpoints.failures == 2
+        # The failed ones hold no space; the last good one is still there.
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "checksums"]
+        assert checkpoints.newest() == 1
+        checkpoints.save(4, state(4))
+    assert checkpoints.failures == 2
+    errors = capfd.readouterr().err
+    for step in (2, 3):
+        assert f"warning: the checkpoint of step {step} FAILED, training goes on: " in errors
+    assert restored(tmp_path)[0] == 4
+
+
+def test_checksums_name_every_file(tmp_path):
+    save(tmp_path, 1)
+    named = json.loads((tmp_path / "checksums" / "1.json").read_text())["files"]
+    assert set(named) == set(listing(tmp_path / "1"))

@@ -1,0 +1,177 @@
+"""One run to a workdir, changes that are named, hangs that end, updates that are left out."""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+import subprocess
+import sys
+import time
+import types
+
+from etils import epath
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+import numpy as np
+import optax
+import pytest
+
+from configs import digits
+from data_pipeline.errors import UserError
+from data_pipeline.loader import record_indices
+from data_pipeline.manifest import Manifest
+from data_pipeline.records import LatentReader, write_shard
+from shortcut_tpu.checkpoints import Checkpoints
+from shortcut_tpu.config import differences
+from shortcut_tpu.train import train
+from shortcut_tpu.train_state import TrainState
+from shortcut_tpu.train_step import make_train_step
+from shortcut_tpu.workdir import check_config, claimed
+from tests.multihost import pods
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_second_run_on_a_workdir_refuses(tmp_path):
+    workdir = epath.Path(tmp_path)
+    refused = pytest.raises(UserError, match=rf"another run .* \(process {os.getpid()}\)")
+    with claimed(workdir), refused, claimed(workdir):
+        pass
+    with claimed(workdir):
+        pass
+
+
+def test_changes_are_named_one_by_one():
+    config = digits.get_config()
+    before = json.loads(json.dumps(config.to_dict()))
+    assert differences(before, config) == []
+    config.batch_size = 64
+    config.evaluation.steps = (1, 2)
+    del before["train"]["max_skipped"]
+    changes = [
+        "batch_size: 128 -> 64",
+        "evaluation.steps: [1, 4, 128] -> [1, 2]",
+        "train.max_skipped: 'absent' -> 10",
+    ]
+    assert differences(before, config) == changes
+    with pytest.raises(UserError, match=r"batch_size: 128 -> 64; .*--allow_config_change"):
+        check_config(before, config, allow_change=False)
+    check_config(before, config, allow_change=True)
+
+
+def test_a_hang_ends_with_the_stacks():
+    code = """
+import threading
+from shortcut_tpu.observability.watchdog import Watchdog
+def waits_for_ever(lock):
+    lock.acquire()
+with Watchdog(0.5):
+    lock = threading.Lock()
+    lock.acquire()
+    waits_for_ever(lock)
+"""
+    started = time.monotonic()
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 1
+    assert time.monotonic() - started < 20
+    assert "waits_for_ever" in ended.stderr
+
+
+def make_step(max_skipped: int):
+    """A step whose gradient is the mean of the batch, and its first state."""
+    model = types.SimpleNamespace(init=lambda key: {"w": jnp.ones(3)}, apply=None, null_label=10)
+
+    class Mean:
+        def loss(self, inputs):
+            loss = (inputs.params["w"] * inputs.x1.mean()).sum()
+            return loss, {}
+
+    optimizer, decays = optax.adam(0.1), {"evaluation": 0.9}
+    step = make_train_step(
+        model,
+        Mean(),
+        optimizer,
+        decays,
+        latent_scale=1.0,
+        seed=0,
+        row_shards=1,
+        max_skipped=max_skipped,
+    )
+    return jax.jit(step), TrainState.create(jax.random.key(0), model, optimizer, decays)
+
+
+def batch(value: float) -> dict[str, jax.Array]:
+    return {"mean": jnp.full((4, 2, 2, 1), value), "label": jnp.zeros(4, jnp.int32)}
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_an_update_that_is_not_finite_is_left_out_and_counted(bad):
+    step, state = make_step(max_skipped=5)
+    good, _ = step(state, batch(1.0))
+    skipped, metrics = step(good, batch(bad))
+    expected = dataclasses.replace(
+        good, step=good.step + 1, skipped=jnp.int32(1), skipped_in_row=jnp.int32(1)
+    )
+    jax.tree.map(np.testing.assert_array_equal, skipped, expected)
+    assert (metrics["skipped"], metrics["skipped_in_row"]) == (1, 1)
+    after, metrics = step(skipped, batch(1.0))
+    assert (metrics["skipped"], metrics["skipped_in_row"]) == (1, 0)
+    assert not np.array_equal(after.params["w"], good.params["w"])
+
+
+def test_too_many_in_a_row_hold_the_state_until_the_loop_looks():
+    step, state = make_step(max_skipped=1)
+    held = state
+    for value in (np.nan, np.nan, 1.0):
+        held, _ = step(held, batch(value))
+    assert int(held.skipped_in_row) == 3
+    np.testing.assert_array_equal(held.params["w"], state.params["w"])
+
+
+def test_the_run_stops_with_the_records_and_the_state_before(tmp_path):
+    data, workdir = tmp_path / "digits", epath.Path(tmp_path / "run")
+    pods.make_records(data)
+    poison = poison_one_record(data)
+    config = digits.get_config()
+    config.update(
+        ConfigDict(
+            {
+                "batch_size": 8,
+                "data": {"path": str(data)},
+                "model": {"width": 16, "depth": 1, "num_heads": 1, "unroll": 1},
+                "objective": {"name": "flow_matching"},
+                "train": {"num_steps": 16, "log_every_steps": 16, "max_skipped": 0},
+                "checkpoint": {"every_steps": 100},
+                "evaluation": {"every_steps": 0},
+            }
+        )
+    )
+    (bad,) = [
+        step
+        for step in range(1, 17)
+        if poison in record_indices(config.seed, step - 1, (0, 8), 8, 64)
+    ][:1]
+    says = f"from step {bad}, .*the state before is checkpoint {bad - 1}"
+    with pytest.raises(UserError, match=says):
+        train(config, workdir)
+    blamed = json.loads((workdir / f"skipped-{bad}.json").read_text())["records_by_step"]
+    assert poison in blamed[str(bad)]
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
+        assert checkpoints.newest() == bad - 1
+
+
+def poison_one_record(data: Path) -> int:
+    """Makes the data set 64 records long, one of them not a number; returns its index."""
+    reader = LatentReader(data)
+    fields = reader.read(np.arange(64))
+    records = np.zeros(64, reader.manifest.record_dtype)
+    for name, values in fields.items():
+        records[name] = values
+    records["mean"][17] = np.nan
+    shard = write_shard(data / "poisoned.array_record", records)
+    manifest: Manifest = dataclasses.replace(reader.manifest, shards=(shard,), num_records=64)
+    manifest.save(data)
+    return 17

@@ -163,8 +163,13 @@ def test_sample_draws_what_is_asked_for(job, tmp_path):
         ),
         (
             "shortcut_tpu.train",
-            ("--config=imagenet256_b", "--workdir=w", "--config.data.path=RECORDS"),
-            "unknown autoencoder 'sd-vae-ft-mse'",
+            (
+                "--config=digits",
+                "--workdir=w",
+                "--config.data.path=RECORDS",
+                "--config.data.autoencoder=vae",
+            ),
+            "unknown autoencoder 'vae'",
         ),
         (
             "shortcut_tpu.train",

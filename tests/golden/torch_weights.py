@@ -1,0 +1,70 @@
+"""Pseudo-random torch-like weights, a function of their name, so that golden files hold none.
+
+Usage:
+    weights = torch_weights({"conv_in.weight": (8, 3, 3, 3), "conv_in.bias": (8,)})
+"""
+
+from collections.abc import Mapping
+import math
+import zlib
+
+import numpy as np
+
+
+def torch_weights(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """Normal entries of standard deviation 1 / sqrt(fan in); norms' weights lie about 1."""
+    weights = {}
+    for name, shape in shapes.items():
+        noise = np.random.default_rng(zlib.crc32(name.encode())).normal(size=shape)
+        if len(shape) > 1:
+            noise /= math.sqrt(math.prod(shape[1:]))
+        elif name.endswith("weight"):
+            noise = 1 + 0.1 * noise
+        else:
+            noise *= 0.1
+        weights[name] = noise.astype(np.float32)
+    return weights
+
+
+def images(shape: tuple[int, ...]) -> np.ndarray:
+    """Uniform noise in [-1, 1], always the same."""
+    return np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
+
+
+KL_CONFIGS = {
+    # As Stable Diffusion's, narrow.
+    "kl4": {
+        "_class_name": "AutoencoderKL",
+        "block_out_channels": [32, 64],
+        "down_block_types": ["DownEncoderBlock2D"] * 2,
+        "up_block_types": ["UpDecoderBlock2D"] * 2,
+        "layers_per_block": 2,
+        "latent_channels": 4,
+        "norm_num_groups": 8,
+    },
+    # As Stable Diffusion 3's and FLUX.1's, narrow.
+    "kl16": {
+        "_class_name": "AutoencoderKL",
+        "block_out_channels": [16, 32, 32],
+        "down_block_types": ["DownEncoderBlock2D"] * 3,
+        "up_block_types": ["UpDecoderBlock2D"] * 3,
+        "layers_per_block": 1,
+        "latent_channels": 16,
+        "norm_num_groups": 8,
+        "scaling_factor": 1.5305,
+        "shift_factor": 0.0609,
+        "use_quant_conv": False,
+        "use_post_quant_conv": False,
+    },
+    # Without attention.
+    "kl_convolutional": {
+        "_class_name": "AutoencoderKL",
+        "block_out_channels": [8, 16],
+        "down_block_types": ["DownEncoderBlock2D"] * 2,
+        "up_block_types": ["UpDecoderBlock2D"] * 2,
+        "norm_num_groups": 8,
+        "mid_block_add_attention": False,
+    },
+}
+KL_IMAGES = (2, 16, 24, 3)
+TINY_IMAGES = (2, 32, 48, 3)

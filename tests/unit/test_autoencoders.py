@@ -85,17 +85,15 @@ def test_taef2_is_that_of_torch(golden, taef2):
     np.testing.assert_allclose(decoded, golden["taef2/decoded"], **TOLERANCE)
 
 
-# XXX
-# 32.53 dB.
-@pytest.mark.parametrize(("photo", "bar"), [("china.jpg", 20), ("flower.jpg", 30)])
-def test_taef2_reconstructs_photographs(taef2, photo, bar):
+# The figures are what the authors' torch code reaches on these crops.
+@pytest.mark.parametrize(("photo", "decibels"), [("china.jpg", 22.49), ("flower.jpg", 28.44)])
+def test_taef2_reconstructs_photographs(taef2, photo, decibels):
     image = load_sample_image(photo)[None, 80:336, 192:448].astype(np.float32) / 127.5 - 1
     latents, _ = jax.jit(taef2.encode)(image)
     assert latents.shape == (1, 32, 32, 32)
-    assert 0.85 < np.std(latents) * taef2.scale < 1.15
+    assert 0.9 < np.std(latents) * taef2.scale < 1.1
     error = np.clip(jax.jit(taef2.decode)(latents), -1, 1) - image
-    psnr = 10 * np.log10(4 / np.mean(np.square(error)))
-    assert psnr > bar, psnr
+    assert 10 * np.log10(4 / np.mean(np.square(error))) == pytest.approx(decibels, abs=0.01)
 
 
 def test_encoding_is_float32_and_row_by_row(tmp_path):
@@ -112,12 +110,14 @@ def test_encoding_is_float32_and_row_by_row(tmp_path):
 def test_multiplications_are_of_full_precision(tmp_path):
     write_kl(tmp_path, "kl4")
     autoencoder = load_autoencoder(f"kl:{tmp_path}")
-    text = str(jax.make_jaxpr(autoencoder.encode)(images(KL_IMAGES)))
-    assert text.count("conv_general_dilated[") > 10 and text.count("dot_general[") == 6
-    multiplications = text.count("conv_general_dilated[") + text.count("dot_general[")
-    assert text.count("precision=Precision.HIGHEST") + text.count("Precision.HIGHEST, ") >= (
-        multiplications
-    )
+    program = jax.jit(autoencoder.encode).lower(images(KL_IMAGES)).as_text()
+    lines = [
+        line
+        for line in program.splitlines()
+        if "stablehlo.convolution" in line or "stablehlo.dot_general" in line
+    ]
+    assert len(lines) > 20
+    assert all(line.count("HIGHEST") == 2 for line in lines)
 
 
 def test_upsampling_repeats_and_attention_averages():

@@ -65,26 +65,14 @@ def get_config() -> ConfigDict:
     config.objective = ConfigDict()
     # Which of the objectives below trains; each has its own keys, explained in its file.
     config.objective.name = "shortcut"
-    config.objective.flow_matching = ConfigDict()
-    config.objective.flow_matching.finest_steps = 128
-    config.objective.flow_matching.label_dropout = 0.1
-    config.objective.flow_matching.sigma_min = 1e-5
-    config.objective.shortcut = ConfigDict()
-    config.objective.shortcut.finest_steps = 128
-    # Share of bootstrap rows, a unit fraction (paper 1/4, official code 1/8).
-    config.objective.shortcut.bootstrap_share = 0.25
-    # Rows left over after an equal deal to the levels: "rotate" through the levels by step, or all
-    # to the "coarsest" as in the official code.
-    config.objective.shortcut.level_remainder = "rotate"
-    # Bound on the half-step state and on the target; 0 for none.
-    config.objective.shortcut.clip = 4.0
-    # Guidance in the target of the finest bootstrap level; 1 for none.
-    config.objective.shortcut.guidance = 1.0
-    # Share of flow rows that lose their label.
-    config.objective.shortcut.label_dropout = 0.1
-    # Name of the average in `emas` that makes targets; "" for the trained weights.
-    config.objective.shortcut.target_ema = "target"
-    config.objective.shortcut.sigma_min = 1e-5
+    config.objective.update(get_objectives())
+
+    config.teacher = ConfigDict()
+    # The run whose weights an objective with a teacher starts from and distills.
+    config.teacher.workdir = ""
+    # Its checkpoint, -1 for the newest, and which average of its weights.
+    config.teacher.step = -1
+    config.teacher.ema = "evaluation"
 
     config.optimizer = ConfigDict()
     # AdamW. The rate warms up linearly, then stays constant or decays to zero by a cosine.
@@ -137,3 +125,147 @@ def get_config() -> ConfigDict:
     # Classifier-free guidance while sampling; 1 for none.
     config.evaluation.guidance = 1.0
     return config
+
+
+def get_objectives() -> ConfigDict:
+    """Hyperparameters of every objective, under its name, with its paper's values.
+
+    The same key means the same everywhere:
+      finest_steps: M, a power of two; the finest step size is 1/M.
+      *_share: share of rows of a kind, a unit fraction, strided through the batch.
+      guidance: w of the guidance that is in the target; 1 for none.
+      max_guidance: the network is told a guidance strength, drawn from 1 up to this; 1 for none.
+      sample_guidance: the strength that samples are then conditioned on.
+      label_dropout: share of rows that lose their label.
+      target_ema: name of the average in `emas` that makes targets; "" for the trained weights.
+      clip: bound on states and targets that the model makes itself; 0 for none.
+      sigma_min: noise left on the path at t = 1; 1e-5 in the official code, 0 in the papers.
+      time_mean, time_std: times are 1 - sigmoid(N(mean, std)).
+      weight_epsilon, weight_power: squares are divided by (themselves + epsilon)^power.
+    """
+    return ConfigDict(
+        {
+            "flow_matching": {"finest_steps": 128, "label_dropout": 0.1, "sigma_min": 1e-5},
+            "diffusion": {
+                # Linear betas over so many steps.
+                "diffusion_steps": 1000,
+                "beta_first": 1e-4,
+                "beta_last": 0.02,
+                "label_dropout": 0.1,
+            },
+            "shortcut": {
+                "finest_steps": 128,
+                # Paper 1/4, official code 1/8.
+                "bootstrap_share": 0.25,
+                # Rows left over after an equal deal to the levels: "rotate" through the levels by
+                # step, or all to the "coarsest" as in the official code.
+                "level_remainder": "rotate",
+                "clip": 4.0,
+                # In the target of the finest bootstrap level only.
+                "guidance": 1.0,
+                # On flow rows only.
+                "label_dropout": 0.1,
+                "target_ema": "target",
+                "sigma_min": 1e-5,
+            },
+            "consistency_training": {
+                "finest_steps": 128,
+                "target_ema": "target",
+                "sigma_min": 1e-5,
+            },
+            "live_reflow": {
+                "finest_steps": 128,
+                "reflow_share": 0.125,
+                # Euler steps that make a pair of noise and sample.
+                "teacher_steps": 8,
+                # While pairs are made.
+                "guidance": 1.0,
+                # On flow rows only.
+                "label_dropout": 0.1,
+                "sigma_min": 1e-5,
+            },
+            "progressive_distillation": {
+                "finest_steps": 128,
+                "clip": 4.0,
+                # Of the teacher, in the first stage only.
+                "guidance": 1.0,
+                "target_ema": "target",
+                "sigma_min": 1e-5,
+            },
+            "consistency_distillation": {
+                "finest_steps": 128,
+                "clip": 4.0,
+                "target_ema": "target",
+                "sigma_min": 1e-5,
+            },
+            "meanflow": {
+                # Rows with an interval of positive length.
+                "interval_share": 0.25,
+                "time_mean": -0.4,
+                "time_std": 1.0,
+                "guidance": 1.0,
+                # k of w v + (1-w-k) u_null + k u; the effective guidance is w / (1-k).
+                "guidance_mix": 0.0,
+                "label_dropout": 0.1,
+                "weight_epsilon": 0.01,
+                "weight_power": 1.0,
+            },
+            "improved_meanflow": {
+                "interval_share": 0.5,
+                "time_mean": -0.4,
+                "time_std": 1.0,
+                "max_guidance": 8.0,
+                "sample_guidance": 1.0,
+                "label_dropout": 0.1,
+                "weight_epsilon": 0.01,
+                "weight_power": 1.0,
+            },
+            "alpha_flow": {
+                "interval_share": 0.5,
+                "time_mean": -0.4,
+                "time_std": 1.0,
+                # Alpha falls from 1 to 0 between these shares of the training, in a sigmoid of this
+                # steepness; within `clamp` of an end it is that end.
+                "schedule_start": 0.0,
+                "schedule_end": 1.0,
+                "schedule_gamma": 25.0,
+                "clamp": 0.005,
+                "clip": 4.0,
+                "guidance": 1.0,
+                "guidance_mix": 0.0,
+                "label_dropout": 0.1,
+                "weight_epsilon": 1e-3,
+            },
+            "split_meanflow": {
+                "interval_share": 0.5,
+                "time_mean": -0.4,
+                "time_std": 1.0,
+                "target_ema": "",
+                "label_dropout": 0.1,
+            },
+            "improved_shortcut": {
+                "finest_steps": 128,
+                "bootstrap_share": 0.25,
+                "clip": 4.0,
+                "max_guidance": 8.0,
+                "sample_guidance": 1.0,
+                # On flow rows only.
+                "label_dropout": 0.1,
+                "target_ema": "target",
+                "sigma_min": 1e-5,
+            },
+            "high_order": {
+                "finest_steps": 128,
+                "bootstrap_share": 0.25,
+                # The path from noise to data, smoothstep or variance_preserving.
+                "curve": "smoothstep",
+                # Of the acceleration's error; at 1 equal relative errors of velocity and
+                # acceleration count the same.
+                "acceleration_weight": 1.0,
+                "clip": 4.0,
+                # On flow rows only.
+                "label_dropout": 0.1,
+                "target_ema": "target",
+            },
+        }
+    )

@@ -28,8 +28,10 @@ def get_config():
     config.model.unroll = 4
 
     # Ten classes and no guidance: nothing needs the null label.
-    config.objective.shortcut.label_dropout = 0.0
-    config.objective.flow_matching.label_dropout = 0.0
+    for name in common.get_objectives():
+        for key, none in (("label_dropout", 0.0), ("max_guidance", 1.0)):
+            if key in config.objective[name]:
+                config.objective[name][key] = none
     # Half the rows climb the levels; each level learns from the average of the level below, seven
     # levels up: a lag of five steps lets a run of two thousand steps reach the top.
     config.objective.shortcut.bootstrap_share = 0.5

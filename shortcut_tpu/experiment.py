@@ -24,6 +24,7 @@ from shortcut_tpu import partitioning
 from shortcut_tpu.command import checked
 from shortcut_tpu.models import DiT, DiTConfig
 from shortcut_tpu.objectives import Objective, make_objective
+from shortcut_tpu.objectives.base import TEACHER
 from shortcut_tpu.train_state import TrainState, make_optimizer
 from shortcut_tpu.train_step import make_train_step
 
@@ -62,6 +63,9 @@ class Experiment:
                 image_size=config.data.image_size,
                 channels=config.data.channels,
                 num_classes=config.data.num_classes,
+                conditions=objective.conditions,
+                heads=objective.heads,
+                smooth_times=objective.smooth_times,
                 **config.model,
             )
         )
@@ -86,8 +90,14 @@ class Experiment:
         size = self.config.data.image_size
         return (size, size, self.config.data.channels)
 
+    @property
+    def ema_decays(self) -> dict[str, float]:
+        """Decay of each average of the weights; a teacher's, if there is one, is 1."""
+        teacher = {TEACHER: 1.0} if self.objective.needs_teacher else {}
+        return self.config.emas.to_dict() | teacher
+
     def _create_state(self, key: jax.Array) -> TrainState:
-        return TrainState.create(key, self.model, self.optimizer, self.config.emas)
+        return TrainState.create(key, self.model, self.optimizer, self.ema_decays)
 
     @functools.cached_property
     def abstract_state(self) -> TrainState:
@@ -120,9 +130,10 @@ class Experiment:
             self.model,
             self.objective,
             self.optimizer,
-            self.config.emas,
+            self.ema_decays,
             latent_scale=self.latent_scale,
             seed=self.config.seed,
+            num_steps=self.config.train.num_steps,
             row_shards=partitioning.row_shards(self.mesh),
             max_skipped=self.config.train.max_skipped,
         )

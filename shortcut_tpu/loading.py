@@ -10,12 +10,14 @@ from typing import Any
 
 from etils import epath
 import jax
+import jax.numpy as jnp
 
 from data_pipeline.autoencoders import Autoencoder, load_autoencoder
 from data_pipeline.errors import UserError
 from shortcut_tpu import config as config_lib
 from shortcut_tpu.checkpoints import Checkpoints
 from shortcut_tpu.experiment import Experiment
+from shortcut_tpu.train_state import TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,3 +55,33 @@ def load_run(workdir: epath.Path, step: int | None = None, ema: str = "evaluatio
         part = {"emas": {ema: experiment.abstract_state.emas[ema]}}
         found, restored = checkpoints.restore_part(part, step)
     return Run(experiment, autoencoder, found, restored["emas"][ema])
+
+
+def initial_state(experiment: Experiment) -> TrainState:
+    """A fresh state; where the objective needs a teacher, its weights are the start of all.
+
+    Raises:
+      UserError: no teacher is named, or it is not there or of another shape.
+    """
+    objective, teacher = experiment.objective, experiment.config.teacher
+    if not objective.needs_teacher:
+        return experiment.init_state()
+    if not teacher.workdir:
+        raise UserError(f"{objective.name} needs a teacher: --config.teacher.workdir=DIR of a run")
+    run = load_run(
+        epath.Path(teacher.workdir), None if teacher.step < 0 else teacher.step, teacher.ema
+    )
+    state = experiment.init_state()
+    theirs, ours = (jax.tree.map(lambda a: a.shape, p) for p in (run.params, state.params))
+    if theirs != ours:
+        raise UserError(f"the teacher of {teacher.workdir} is not the network of this config")
+
+    def start(like: Any) -> Any:
+        """The teacher's weights in buffers of their own, where `like` lies."""
+        return jax.tree.map(lambda a, b: jax.device_put(jnp.copy(a), b.sharding), run.params, like)
+
+    return dataclasses.replace(
+        state,
+        params=start(state.params),
+        emas={name: start(ema) for name, ema in state.emas.items()},
+    )

@@ -1,15 +1,25 @@
-"""Samplers: from noise to data by the velocities of a trained network.
+"""Samplers: from noise to data by a trained network. Each objective chooses its own.
 
 Usage:
   x1 = euler(velocity, x0, labels, num_steps=4, d=0.25)
 """
 
 from collections.abc import Callable
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 
+# v(x, t, d, labels), with x [B, H, W, C] and all others [B].
 VelocityFn = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
+
+
+class ConditionedFn(Protocol):
+    """A VelocityFn that may be told conditions [B] by name as well."""
+
+    def __call__(
+        self, x: jax.Array, t: jax.Array, d: jax.Array, labels: jax.Array, **conditions: jax.Array
+    ) -> jax.Array: ...
 
 
 def euler(
@@ -20,11 +30,11 @@ def euler(
     Source: arXiv 2410.12557, algorithm 2. All steps are one scan of one program.
 
     Args:
-      velocity: v(x, t, d, labels), with t and d of shape [B].
+      velocity: the network with its parameters.
       x0: [B, H, W, C] noise.
       labels: [B] int32.
       num_steps: n.
-      d: the step size that the network is told, see `Objective.step_condition`.
+      d: the step size that the network is told.
 
     Returns:
       [B, H, W, C] at t = 1.
@@ -38,19 +48,126 @@ def euler(
     return jax.lax.scan(step, x0, jnp.arange(num_steps))[0]
 
 
-def guided(velocity: VelocityFn, scale: float, null_label: int) -> VelocityFn:
+def second_order(
+    network: VelocityFn, x0: jax.Array, labels: jax.Array, num_steps: int, d: float
+) -> jax.Array:
+    """x_{t + h} = x_t + h u1(x_t, t, d, y) + h^2 u2(x_t, t, d, y) / 2, h = 1/n.
+
+    Source: HOMO (arXiv 2502.00688, sampling). Exact where the acceleration is constant.
+
+    Args:
+      network: puts out (u1, u2), velocity and acceleration side by side in the last axis.
+      x0: [B, H, W, C] noise.
+      labels: [B] int32.
+      num_steps: n.
+      d: the step size that the network is told.
+
+    Returns:
+      [B, H, W, C] at t = 1.
+    """
+    rows = x0.shape[0]
+
+    def step(x: jax.Array, index: jax.Array) -> tuple[jax.Array, None]:
+        t = jnp.full(rows, index / num_steps)
+        out = network(x, t, jnp.full(rows, d), labels)
+        return second_order_step(x, out, 1 / num_steps), None
+
+    return jax.lax.scan(step, x0, jnp.arange(num_steps))[0]
+
+
+def second_order_step(x: jax.Array, out: jax.Array, size: jax.Array | float) -> jax.Array:
+    """x + h u1 + h^2 u2 / 2 [..., C] for `out` = (u1, u2) [..., 2 C]."""
+    u1, u2 = jnp.split(out, 2, axis=-1)
+    return x + size * (u1 + size * u2 / 2)
+
+
+def consistency(
+    velocity: VelocityFn,
+    x0: jax.Array,
+    labels: jax.Array,
+    num_steps: int,
+    keys: jax.Array,
+) -> jax.Array:
+    """To the data in every step, then back onto the path with new noise.
+
+        x1_hat = x_t + (1 - t) v(x_t, t),   x_{t+h} = (t + h) x1_hat + (1 - t - h) e,   h = 1/n
+
+    Source: "Consistency Models" (arXiv 2303.01469, algorithm 1), on the straight path as in the
+    official shortcut-models code. The network is told d = 1 throughout.
+
+    Args:
+      velocity: the network with its parameters.
+      x0: [B, H, W, C] noise.
+      labels: [B] int32.
+      num_steps: n.
+      keys: [B] random keys; step i draws its noise from a row's key folded with i.
+
+    Returns:
+      [B, H, W, C] at t = 1.
+    """
+    rows = x0.shape[0]
+
+    def step(x: jax.Array, index: jax.Array) -> tuple[jax.Array, None]:
+        t, t_next = index / num_steps, (index + 1) / num_steps
+        x1_hat = x + (1 - t) * velocity(x, jnp.full(rows, t), jnp.ones(rows), labels)
+        draw = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, index), x.shape[1:]))
+        return t_next * x1_hat + (1 - t_next) * draw(keys), None
+
+    return jax.lax.scan(step, x0, jnp.arange(num_steps))[0]
+
+
+def ddim(
+    epsilon: VelocityFn,
+    x0: jax.Array,
+    labels: jax.Array,
+    num_steps: int,
+    alpha_bar: Callable[[jax.Array], jax.Array],
+) -> jax.Array:
+    """The deterministic sampler of a diffusion model, over n equal steps of t.
+
+        x1_hat = (x_t - sqrt(1 - a_t) e(x_t, t)) / sqrt(a_t)
+        x_{t+1/n} = sqrt(a_{t+1/n}) x1_hat + sqrt(1 - a_{t+1/n}) e(x_t, t)
+
+    Source: "Denoising Diffusion Implicit Models" (arXiv 2010.02502, equation 12, sigma = 0).
+
+    Args:
+      epsilon: the network with its parameters, which predicts the noise.
+      x0: [B, H, W, C] noise.
+      labels: [B] int32.
+      num_steps: n.
+      alpha_bar: the share of the signal in the variance at time t; 1 at t = 1.
+
+    Returns:
+      [B, H, W, C] at t = 1.
+    """
+    rows = x0.shape[0]
+
+    def step(x: jax.Array, index: jax.Array) -> tuple[jax.Array, None]:
+        t = jnp.full(rows, index / num_steps)
+        a, a_next = alpha_bar(t[0]), alpha_bar((index + 1) / num_steps)
+        e = epsilon(x, t, jnp.ones(rows), labels)
+        x1_hat = (x - jnp.sqrt(1 - a) * e) / jnp.sqrt(a)
+        return jnp.sqrt(a_next) * x1_hat + jnp.sqrt(1 - a_next) * e, None
+
+    return jax.lax.scan(step, x0, jnp.arange(num_steps))[0]
+
+
+def guided(velocity: ConditionedFn, scale: float, null_label: int) -> ConditionedFn:
     """Classifier-free guidance at sampling time: v_null + scale (v - v_null), in one batch.
 
     Source: "Classifier-Free Diffusion Guidance" (arXiv 2207.12598). A scale of 1 is no guidance and
-    costs nothing.
+    costs nothing. Guidance in an objective's target, or as a condition of the network, is part of
+    the objective and needs none of this.
     """
     if scale == 1:
         return velocity
 
-    def guided_velocity(x: jax.Array, t: jax.Array, d: jax.Array, labels: jax.Array) -> jax.Array:
-        x, t, d = (jnp.concatenate([a, a]) for a in (x, t, d))
-        v = velocity(x, t, d, jnp.concatenate([labels, jnp.full_like(labels, null_label)]))
-        v_label, v_null = jnp.split(v, 2)
+    def guided_velocity(
+        x: jax.Array, t: jax.Array, d: jax.Array, labels: jax.Array, **conditions: jax.Array
+    ) -> jax.Array:
+        x, t, d, conditions = jax.tree.map(lambda a: jnp.concatenate([a, a]), (x, t, d, conditions))
+        labels = jnp.concatenate([labels, jnp.full_like(labels, null_label)])
+        v_label, v_null = jnp.split(velocity(x, t, d, labels, **conditions), 2)
         return v_null + scale * (v_label - v_null)
 
     return guided_velocity

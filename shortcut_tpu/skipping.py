@@ -19,6 +19,10 @@ from shortcut_tpu.train_state import TrainState
 _SHOWN = 8
 
 
+class Diverged(UserError):
+    """A run whose updates are finite no longer, which is the method's doing and not the user's."""
+
+
 def stop(
     step: int,
     state: TrainState,
@@ -35,7 +39,7 @@ def stop(
       num_records: records of the data set.
 
     Raises:
-      UserError: always.
+      Diverged: always.
     """
     in_row = int(state.skipped_in_row)
     before = step - in_row
@@ -56,7 +60,7 @@ def stop(
     if jax.process_index() == 0:
         path.write_text(json.dumps({"records_by_step": records}) + "\n")
     shown = ", ".join(map(str, records[before + 1][:_SHOWN]))
-    raise UserError(
+    raise Diverged(
         f"loss or gradients were not finite in {len(blamed)} steps in a row from step "
         f"{before + 1}, train.max_skipped is {config.train.max_skipped}; the first had records "
         f"{shown}, ... (all: {path}); the state before is checkpoint {before}"

@@ -24,6 +24,7 @@ from shortcut_tpu import workdir as workdir_lib
 from shortcut_tpu.checkpoints import Checkpoints
 from shortcut_tpu.evaluation.periodic import PeriodicEvaluation
 from shortcut_tpu.experiment import Experiment
+from shortcut_tpu.loading import initial_state
 from shortcut_tpu.observability.console import duration, progress_line, say
 from shortcut_tpu.observability.watchdog import Watchdog
 from shortcut_tpu.observability.writers import make_writer
@@ -77,7 +78,7 @@ def _train(
         state = checkpoints.restore(experiment.abstract_state, first_step)
         say(f"resumed from step {first_step} of {workdir / 'checkpoints'}")
     else:
-        state = experiment.init_state()
+        state = initial_state(experiment)
     watchdog.alive()
     if jax.process_index() == 0:
         config_lib.save(config, workdir)

@@ -29,6 +29,7 @@ def make_train_step(
     *,
     latent_scale: float,
     seed: int,
+    num_steps: int,
     row_shards: int,
     max_skipped: int,
 ) -> TrainStep:
@@ -55,6 +56,7 @@ def make_train_step(
                     null_label=model.null_label,
                     key=objective_key,
                     step=state.step,
+                    num_steps=num_steps,
                     row_shards=row_shards,
                 )
             )
@@ -70,7 +72,9 @@ def make_train_step(
             state,
             params=params,
             opt_state=opt_state,
-            emas=update_emas(state.emas, params, ema_decays),
+            emas=objective.renewed(
+                update_emas(state.emas, params, ema_decays), state.step, num_steps
+            ),
         )
         state = dataclasses.replace(
             jax.tree.map(lambda new, old: jnp.where(apply, new, old), updated, state),

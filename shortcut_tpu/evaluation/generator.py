@@ -25,10 +25,15 @@ _SAMPLING_STREAM = 2**32 - 1
 ImageFn = Callable[[jax.Array], jax.Array]
 
 
+def sample_keys(seed: int, indices: jax.Array) -> jax.Array:
+    """Random keys [B] of the samples with these indices."""
+    stream = jax.random.fold_in(jax.random.key(seed), _SAMPLING_STREAM)
+    return jax.vmap(lambda index: jax.random.fold_in(stream, index))(indices)
+
+
 def sample_noise(seed: int, indices: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """x_0 [B, *shape] of the samples with these indices."""
-    stream = jax.random.fold_in(jax.random.key(seed), _SAMPLING_STREAM)
-    return jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(stream, i), shape))(indices)
+    return jax.vmap(lambda key: jax.random.normal(key, shape))(sample_keys(seed, indices))
 
 
 class Generator:
@@ -42,13 +47,17 @@ class Generator:
         self._guidance = guidance
         self._seed = seed
 
-    def latents(self, params: Any, x0: jax.Array, labels: jax.Array, num_steps: int) -> jax.Array:
-        """x_1 [B, H, W, C] as the model sees it, from noise x_0; call it inside jit."""
-        model, objective = self.experiment.model, self.experiment.objective
+    def latents(
+        self, params: Any, indices: jax.Array, labels: jax.Array, num_steps: int
+    ) -> jax.Array:
+        """x_1 [B, H, W, C] of some samples, as the model sees it; call it inside jit."""
+        model = self.experiment.model
         velocity = samplers.guided(
             functools.partial(model.apply, params), self._guidance, model.null_label
         )
-        return samplers.euler(velocity, x0, labels, num_steps, objective.step_condition(num_steps))
+        x0 = sample_noise(self._seed, indices, self.experiment.latent_shape)
+        keys = sample_keys(self._seed, indices)
+        return self.experiment.objective.sample(velocity, x0, labels, num_steps, keys)
 
     @functools.cache  # noqa: B019  (a generator lives as long as its command)
     def program(self, num_steps: int, consume: ImageFn | None = None) -> Any:
@@ -56,8 +65,7 @@ class Generator:
         rows = partitioning.rows(self.experiment.mesh)
 
         def generate(params: Any, indices: jax.Array, labels: jax.Array) -> jax.Array:
-            x0 = sample_noise(self._seed, indices, self.experiment.latent_shape)
-            x1 = self.latents(params, x0, labels, num_steps)
+            x1 = self.latents(params, indices, labels, num_steps)
             images = jnp.asarray(self._autoencoder.decode(x1 / self.experiment.latent_scale))
             return consume(images) if consume else images
 

@@ -29,7 +29,16 @@ REMAT_POLICIES = {
 
 @dataclasses.dataclass(frozen=True)
 class DiTConfig:
-    """Shapes and numerics of a DiT. `configs/common.py` documents each key for users."""
+    """Shapes and numerics of a DiT. `configs/common.py` documents each key for users.
+
+    The objective, not the user, decides on the last three.
+
+    Attributes:
+      conditions: names of scalar conditions beside t and d, each with an embedder of its own.
+      heads: velocities that come out, side by side in the last axis.
+      smooth_times: t and d enter as they are, in slow sinusoids, as in MeanFlow's network; without
+        it as t x 1000 and level x 100, which tell apart the points of a grid.
+    """
 
     image_size: int
     channels: int
@@ -44,6 +53,9 @@ class DiTConfig:
     dtype: str = "bfloat16"
     remat: str = "none"
     unroll: int = 1
+    conditions: tuple[str, ...] = ()
+    heads: int = 1
+    smooth_times: bool = False
 
     def __post_init__(self) -> None:
         if self.image_size % self.patch_size:
@@ -68,7 +80,7 @@ class DiTConfig:
     @property
     def time_scale(self) -> float:
         """t in [0, 1] is stretched over the sinusoid's periods; the official network leaves it."""
-        return 1.0 if self.faithful else 1000.0
+        return 1.0 if self.faithful or self.smooth_times else 1000.0
 
     @property
     def level_scale(self) -> float:
@@ -137,7 +149,7 @@ class FinalLayer(nnx.Module):
 
     def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
         zeros = nnx.initializers.zeros_init()
-        outputs = config.patch_size**2 * config.channels
+        outputs = config.patch_size**2 * config.channels * config.heads
         self.modulation = nnx.LinearGeneral(
             config.width, (2, config.width), kernel_init=zeros, rngs=rngs
         )
@@ -167,6 +179,10 @@ class Network(nnx.Module):
         )
         self.blocks = self._stacked_blocks(rngs)
         self.final = FinalLayer(config, rngs=rngs)
+        if config.conditions:
+            self.condition_embed = nnx.Dict(
+                {name: ScalarEmbedder(config.width, rngs=rngs) for name in config.conditions}
+            )
 
     def _stacked_blocks(self, rngs: nnx.Rngs) -> Block:
         @nnx.split_rngs(splits=self.config.depth)
@@ -176,7 +192,14 @@ class Network(nnx.Module):
 
         return stack(rngs)
 
-    def __call__(self, x: jax.Array, t: jax.Array, d: jax.Array, labels: jax.Array) -> jax.Array:
+    def __call__(
+        self,
+        x: jax.Array,
+        t: jax.Array,
+        d: jax.Array,
+        labels: jax.Array,
+        conditions: dict[str, jax.Array],
+    ) -> jax.Array:
         config = self.config
         dtype = jnp.dtype(config.dtype)
         patch, side = config.patch_size, config.image_size // config.patch_size
@@ -187,11 +210,14 @@ class Network(nnx.Module):
         h = self.patch_embed(tokens.astype(dtype))
         h = (h + sincos_2d(config.width, side)).astype(dtype)
 
+        step = d if config.smooth_times else level_of(d, config.finest_level) * config.level_scale
         condition = (
             self.time_embed(t * config.time_scale)
-            + self.step_embed(level_of(d, config.finest_level) * config.level_scale)
+            + self.step_embed(step)
             + self.label_embed(labels)
         )
+        for name in config.conditions:
+            condition += self.condition_embed[name](conditions[name])
         condition = nnx.silu(condition).astype(dtype)
 
         # The layers are scanned, so that compile time does not grow with depth.
@@ -205,8 +231,8 @@ class Network(nnx.Module):
         h, _ = jax.lax.scan(layer, h, stacked, unroll=config.unroll)
 
         out = self.final(h, condition).astype(jnp.float32)
-        out = out.reshape(batch, side, side, patch, patch, config.channels)
-        return out.transpose(0, 1, 3, 2, 4, 5).reshape(x.shape)
+        out = out.reshape(batch, side, side, patch, patch, -1)
+        return out.transpose(0, 1, 3, 2, 4, 5).reshape(*x.shape[:-1], -1)
 
 
 class DiT:
@@ -227,7 +253,13 @@ class DiT:
         return nnx.to_pure_dict(nnx.state(Network(self.config, rngs=nnx.Rngs(key))))
 
     def apply(
-        self, params: Params, x: jax.Array, t: jax.Array, d: jax.Array, labels: jax.Array
+        self,
+        params: Params,
+        x: jax.Array,
+        t: jax.Array,
+        d: jax.Array,
+        labels: jax.Array,
+        **conditions: jax.Array,
     ) -> jax.Array:
         """The mean velocity s(x_t, t, d, y).
 
@@ -237,13 +269,14 @@ class DiT:
           t: [B] time in [0, 1]; 0 is noise and 1 is data.
           d: [B] step size in [0, 1]; below 2^-finest_level it counts as that.
           labels: [B] int, `null_label` for none.
+          conditions: [B] in [0, 1] for each name of `DiTConfig.conditions`.
 
         Returns:
-          [B, H, W, C] float32.
+          [B, H, W, C] float32, C times as many channels as there are heads.
         """
         # Cast here, once, so that no layer of the scan converts its weights again.
         dtype = jnp.dtype(self.config.dtype)
         params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
         state = jax.tree.map(lambda leaf: leaf, self._abstract)
         nnx.replace_by_pure_dict(state, params)
-        return nnx.merge(self._graph, state)(x, t, d, labels)
+        return nnx.merge(self._graph, state)(x, t, d, labels, conditions)

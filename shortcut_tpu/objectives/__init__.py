@@ -7,13 +7,37 @@ and its hyperparameters in `configs/common.py`.
 from collections.abc import Mapping
 from typing import Any
 
+from shortcut_tpu.objectives.alpha_flow import AlphaFlow
 from shortcut_tpu.objectives.base import Inputs, Metrics, Objective
+from shortcut_tpu.objectives.consistency_distillation import ConsistencyDistillation
+from shortcut_tpu.objectives.consistency_training import ConsistencyTraining
+from shortcut_tpu.objectives.diffusion import Diffusion
 from shortcut_tpu.objectives.flow_matching import FlowMatching
+from shortcut_tpu.objectives.high_order import HighOrder
+from shortcut_tpu.objectives.improved_meanflow import ImprovedMeanFlow
+from shortcut_tpu.objectives.improved_shortcut import ImprovedShortcut
+from shortcut_tpu.objectives.live_reflow import LiveReflow
+from shortcut_tpu.objectives.meanflow import MeanFlow
+from shortcut_tpu.objectives.progressive_distillation import ProgressiveDistillation
 from shortcut_tpu.objectives.shortcut import Shortcut
+from shortcut_tpu.objectives.split_meanflow import SplitMeanFlow
 
-OBJECTIVES: dict[str, type[Objective]] = {
-    objective.name: objective for objective in (FlowMatching, Shortcut)
-}
+_ALL: tuple[type[Objective], ...] = (
+    FlowMatching,
+    Diffusion,
+    Shortcut,
+    ConsistencyTraining,
+    LiveReflow,
+    ProgressiveDistillation,
+    ConsistencyDistillation,
+    MeanFlow,
+    ImprovedMeanFlow,
+    AlphaFlow,
+    SplitMeanFlow,
+    ImprovedShortcut,
+    HighOrder,
+)
+OBJECTIVES: dict[str, type[Objective]] = {objective.name: objective for objective in _ALL}
 
 
 def make_objective(config: Mapping[str, Any]) -> Objective:

@@ -15,15 +15,30 @@ from typing import Any, ClassVar, Protocol
 import jax
 import jax.numpy as jnp
 
+from shortcut_tpu import samplers
+from shortcut_tpu.samplers import ConditionedFn
+
 Params = Any
 Metrics = dict[str, jax.Array]
 
+# A teacher is an average of weights that does not move.
+TEACHER = "teacher"
+
 
 class Velocity(Protocol):
-    """The network: mean velocity over a step of size d from time t."""
+    """The network: mean velocity over a step of size d from time t.
+
+    With `Objective.heads` above 1 the outputs of the heads lie side by side in the last axis.
+    """
 
     def __call__(
-        self, params: Params, x: jax.Array, t: jax.Array, d: jax.Array, labels: jax.Array
+        self,
+        params: Params,
+        x: jax.Array,
+        t: jax.Array,
+        d: jax.Array,
+        labels: jax.Array,
+        **conditions: jax.Array,
     ) -> jax.Array: ...
 
 
@@ -34,12 +49,14 @@ class Inputs:
     Attributes:
       apply: the network.
       params: the parameters that are differentiated.
-      emas: moving averages of the parameters by name, not differentiated.
+      emas: moving averages of the parameters by name, not differentiated; among them "teacher",
+        whose weights rest, for objectives that need one.
       x1: [B, H, W, C] float32 latents, the whole global batch.
       labels: [B] int32.
       null_label: the label that stands for none.
       key: the step's random key; the same on every host.
       step: int32 scalar.
+      num_steps: steps of the whole training, for what follows a schedule.
       row_shards: over how many devices the rows lie. It may decide where work is done, never what
         comes out.
     """
@@ -52,6 +69,7 @@ class Inputs:
     null_label: int
     key: jax.Array
     step: jax.Array
+    num_steps: int
     row_shards: int = 1
 
 
@@ -59,12 +77,24 @@ class Inputs:
 class Objective:
     """Base of all objectives.
 
-    Class attributes:
+    Class attributes and properties:
+      name: what configs call it.
+      conditions: scalars that the network is told beside t, d and the label; each, [B] in [0, 1],
+        is handed to the network by its name.
+      heads: how many velocities the network puts out, see `Velocity`.
+      needs_teacher: whether `emas` must hold a teacher, a trained model that the parameters start
+        from.
+      smooth_times: whether the network must be smooth in t and d, for objectives that
+        differentiate in them or take d from a continuum.
       row_stride: every device must hold a multiple of this many rows.
       ema_names: the averages that `loss` reads, beside those that evaluation uses.
     """
 
     name: ClassVar[str]
+    conditions: ClassVar[tuple[str, ...]] = ()
+    heads: ClassVar[int] = 1
+    needs_teacher: ClassVar[bool] = False
+    smooth_times: ClassVar[bool] = False
 
     @property
     def row_stride(self) -> int:
@@ -83,9 +113,34 @@ class Objective:
         """
         raise NotImplementedError
 
-    def step_condition(self, num_steps: int) -> float:
-        """The step size d that the sampler tells the network when it takes `num_steps` steps."""
-        raise NotImplementedError
+    def renewed(
+        self, emas: dict[str, Params], step: jax.Array, num_steps: int
+    ) -> dict[str, Params]:
+        """The averages after the update of a step; another teacher may take the old one's place."""
+        return emas
+
+    def sample(
+        self,
+        velocity: ConditionedFn,
+        x0: jax.Array,
+        labels: jax.Array,
+        num_steps: int,
+        keys: jax.Array,
+    ) -> jax.Array:
+        """From noise to data in `num_steps` evaluations; by default Euler, told d = 1/num_steps.
+
+        Args:
+          velocity: the network with its parameters.
+          x0: [B, H, W, C] noise.
+          labels: [B] int32.
+          num_steps: evaluations of the network.
+          keys: [B] random keys, each a function of the sample's number, for samplers that draw
+            more noise than x0.
+
+        Returns:
+          [B, H, W, C].
+        """
+        return samplers.euler(velocity, x0, labels, num_steps, 1 / num_steps)
 
 
 def path(x0: jax.Array, x1: jax.Array, t: jax.Array, sigma_min: float) -> jax.Array:
@@ -106,6 +161,16 @@ def path_velocity(x0: jax.Array, x1: jax.Array, sigma_min: float) -> jax.Array:
     return x1 - (1 - sigma_min) * x0
 
 
+def frozen(inputs: Inputs, ema: str) -> Params:
+    """The average of that name, or the trained parameters for ""; no gradient flows into them."""
+    return jax.lax.stop_gradient(inputs.emas[ema] if ema else inputs.params)
+
+
+def clipped(x: jax.Array, bound: float) -> jax.Array:
+    """x within [-bound, bound]; a bound of 0 is none."""
+    return jnp.clip(x, -bound, bound) if bound else x
+
+
 def along_rows(values: jax.Array, like: jax.Array) -> jax.Array:
     """[B] -> [B, 1, ..., 1], to multiply an array of the shape of `like`."""
     return values.reshape(values.shape + (1,) * (like.ndim - values.ndim))
@@ -119,3 +184,33 @@ def drop_labels(key: jax.Array, labels: jax.Array, rate: float, null_label: int)
 def mean_square(error: jax.Array) -> jax.Array:
     """[B, ...] -> [B], the mean square over all axes but the first."""
     return jnp.mean(jnp.square(error), axis=tuple(range(1, error.ndim)))
+
+
+def sum_square(error: jax.Array) -> jax.Array:
+    """[B, ...] -> [B], the sum of squares over all axes but the first."""
+    return jnp.sum(jnp.square(error), axis=tuple(range(1, error.ndim)))
+
+
+def stage(step: jax.Array, num_steps: int, num_stages: int) -> jax.Array:
+    """0 .. num_stages - 1, float32: which of equal stages of a training a step belongs to."""
+    return jnp.minimum(jnp.floor(step * num_stages / num_steps), num_stages - 1)
+
+
+def require_power_of_two(finest_steps: int) -> None:
+    """Raises a ValueError unless the finest step count can be halved down to 1."""
+    if finest_steps < 2 or finest_steps & (finest_steps - 1):
+        raise ValueError(f"finest_steps={finest_steps} is not a power of two above 1")
+
+
+def require_unit_fraction(name: str, share: float) -> None:
+    """Raises a ValueError unless every n-th row of a batch makes up this share of it."""
+    if not 0 < share <= 1 or abs(1 / share % 1) > 1e-6:
+        raise ValueError(f"{name}={share} is not a unit fraction 1, 1/2, 1/3, ...")
+
+
+def require_guidance(sample_guidance: float, max_guidance: float) -> None:
+    """Raises a ValueError where samples would be conditioned on an untrained guidance."""
+    if not 1 <= sample_guidance <= max_guidance:
+        raise ValueError(
+            f"sample_guidance={sample_guidance} is not between 1 and max_guidance={max_guidance}"
+        )

@@ -6,6 +6,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from shortcut_tpu import samplers
 from shortcut_tpu.objectives import base
 
 
@@ -38,5 +39,13 @@ class FlowMatching(base.Objective):
         error = base.mean_square(v - base.path_velocity(x0, x1, self.sigma_min))
         return jnp.mean(error), {"loss_flow": error}
 
-    def step_condition(self, num_steps: int) -> float:
-        return 1.0
+    def sample(
+        self,
+        velocity: base.ConditionedFn,
+        x0: jax.Array,
+        labels: jax.Array,
+        num_steps: int,
+        keys: jax.Array,
+    ) -> jax.Array:
+        """Euler, told the one step size that was trained."""
+        return samplers.euler(velocity, x0, labels, num_steps, d=1.0)

@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from shortcut_tpu import samplers
 from shortcut_tpu.objectives import base
+from shortcut_tpu.objectives.rows import append, detach, put, take
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,12 +51,8 @@ class Shortcut(base.Objective):
     sigma_min: float = 1e-5
 
     def __post_init__(self) -> None:
-        if self.finest_steps < 2 or self.finest_steps & (self.finest_steps - 1):
-            raise ValueError(f"finest_steps={self.finest_steps} is not a power of two above 1")
-        if not 0 < self.bootstrap_share <= 1 or abs(1 / self.bootstrap_share % 1) > 1e-6:
-            raise ValueError(
-                f"bootstrap_share={self.bootstrap_share} is not a unit fraction 1, 1/2, 1/3, ..."
-            )
+        base.require_power_of_two(self.finest_steps)
+        base.require_unit_fraction("bootstrap_share", self.bootstrap_share)
         if self.level_remainder not in ("coarsest", "rotate"):
             raise ValueError(f"level_remainder={self.level_remainder!r}: coarsest or rotate")
 
@@ -71,9 +69,17 @@ class Shortcut(base.Objective):
         """Bootstrap levels, 0 .. num_levels - 1; flow rows are at level num_levels."""
         return int(math.log2(self.finest_steps))
 
-    def step_condition(self, num_steps: int) -> float:
-        """d = 1/num_steps; between two trained step sizes, the finer."""
-        return max(2.0 ** -math.ceil(math.log2(num_steps)), 1 / self.finest_steps)
+    def sample(
+        self,
+        velocity: base.ConditionedFn,
+        x0: jax.Array,
+        labels: jax.Array,
+        num_steps: int,
+        keys: jax.Array,
+    ) -> jax.Array:
+        """Euler, told the trained step size that `step_size` gives."""
+        d = step_size(num_steps, self.finest_steps)
+        return samplers.euler(velocity, x0, labels, num_steps, d)
 
     def loss(self, inputs: base.Inputs) -> tuple[jax.Array, base.Metrics]:
         noise_key, flow_key, bootstrap_key, label_key = jax.random.split(inputs.key, 4)
@@ -89,14 +95,14 @@ class Shortcut(base.Objective):
         # Bootstrap rows: every stride-th, so that every device has its share of them.
         levels = self.levels(rows // stride, inputs.step)
         boot_t = jnp.floor(jax.random.uniform(bootstrap_key, levels.shape) * 2.0**levels)
-        t = _put(t, stride, boot_t / 2.0**levels)
-        d = _put(d, stride, 2.0**-levels)
-        labels = _put(labels, stride, _take(inputs.labels, stride))
+        t = put(t, stride, boot_t / 2.0**levels)
+        d = put(d, stride, 2.0**-levels)
+        labels = put(labels, stride, take(inputs.labels, stride))
         xt = base.path(x0, x1, t, self.sigma_min)
         boot_target = self.targets(
-            inputs, _take(xt, stride), _take(t, stride), levels, _take(labels, stride)
+            inputs, take(xt, stride), take(t, stride), levels, take(labels, stride)
         )
-        target = _put(target, stride, boot_target)
+        target = put(target, stride, boot_target)
 
         v = inputs.apply(inputs.params, xt, t, d, labels)
         error = base.mean_square(v - target)
@@ -143,8 +149,7 @@ class Shortcut(base.Objective):
         Returns:
           [n, H, W, C], no gradient flows into it.
         """
-        params = inputs.emas[self.target_ema] if self.target_ema else inputs.params
-        params = jax.lax.stop_gradient(params)
+        params = base.frozen(inputs, self.target_ema)
         half = 0.5 * 2.0**-levels
         guided_stride = self._guided_stride(xt.shape[0], inputs.row_shards)
 
@@ -152,23 +157,20 @@ class Shortcut(base.Objective):
             if self.guidance == 1:
                 return inputs.apply(params, x, t, half, labels)
             # Conditional rows and the null-label copies of those that may be guided, in one batch.
-            x2, t2, d2 = (_append(a, _take(a, guided_stride), guided_stride) for a in (x, t, half))
-            null = jnp.full_like(_take(labels, guided_stride), inputs.null_label)
-            v = inputs.apply(params, x2, t2, d2, _append(labels, null, guided_stride))
-            v, v_null = _detach(v, guided_stride)
-            v_cond = _take(v, guided_stride)
+            x2, t2, d2 = (append(a, take(a, guided_stride), guided_stride) for a in (x, t, half))
+            null = jnp.full_like(take(labels, guided_stride), inputs.null_label)
+            v = inputs.apply(params, x2, t2, d2, append(labels, null, guided_stride))
+            v, v_null = detach(v, guided_stride)
+            v_cond = take(v, guided_stride)
             guided = v_null + self.guidance * (v_cond - v_null)
-            is_guided = _take(levels, guided_stride) == self.num_levels - 1
+            is_guided = take(levels, guided_stride) == self.num_levels - 1
             guided = jnp.where(base.along_rows(is_guided, v_cond), guided, v_cond)
-            return _put(v, guided_stride, guided)
+            return put(v, guided_stride, guided)
 
         v1 = velocity(xt, t)
-        x_half = self._clip(xt + base.along_rows(half, xt) * v1)
+        x_half = base.clipped(xt + base.along_rows(half, xt) * v1, self.clip)
         v2 = velocity(x_half, t + half)
-        return jax.lax.stop_gradient(self._clip((v1 + v2) / 2))
-
-    def _clip(self, x: jax.Array) -> jax.Array:
-        return jnp.clip(x, -self.clip, self.clip) if self.clip else x
+        return jax.lax.stop_gradient(base.clipped((v1 + v2) / 2, self.clip))
 
     def _deal(self, rows: int) -> np.ndarray:
         """For each row its rank in the finest-first list of levels: strided, not in blocks."""
@@ -186,25 +188,18 @@ class Shortcut(base.Objective):
         return math.gcd(dealt, max(rows // row_shards, 1))
 
 
-def _take(rows: jax.Array, stride: int) -> jax.Array:
-    """Every stride-th of the rows [B, ...] -> [B / stride, ...]; local to each device."""
-    return rows.reshape(-1, stride, *rows.shape[1:])[:, 0]
+def step_size(num_steps: int, finest_steps: int) -> float:
+    """d = 1/num_steps; between two trained step sizes, the finer."""
+    return max(2.0 ** -math.ceil(math.log2(num_steps)), 1 / finest_steps)
 
 
-def _put(rows: jax.Array, stride: int, new: jax.Array) -> jax.Array:
-    """Rows [B, ...] with every stride-th replaced by one of `new` [B / stride, ...]."""
-    grouped = rows.reshape(-1, stride, *rows.shape[1:])
-    return jnp.concatenate([new[:, None].astype(rows.dtype), grouped[:, 1:]], 1).reshape(rows.shape)
+def rotating_grids(
+    num_rows: int, stride: int, finest_steps: int, step: jax.Array | int
+) -> jax.Array:
+    """1/d [num_rows] of rows at a step: the levels take turns on every stride-th, row by row.
 
-
-def _append(rows: jax.Array, extra: jax.Array, stride: int) -> jax.Array:
-    """Rows [B, ...] and, after each group of `stride`, one of `extra` [B / stride, ...]."""
-    grouped = rows.reshape(-1, stride, *rows.shape[1:])
-    joined = jnp.concatenate([grouped, extra[:, None]], axis=1)
-    return joined.reshape(-1, *rows.shape[1:])
-
-
-def _detach(rows: jax.Array, stride: int) -> tuple[jax.Array, jax.Array]:
-    """Undoes `_append`."""
-    grouped = rows.reshape(-1, stride + 1, *rows.shape[1:])
-    return grouped[:, :-1].reshape(-1, *rows.shape[1:]), grouped[:, -1]
+    The others are flow rows at the finest step size.
+    """
+    num_boot, num_levels = num_rows // stride, finest_steps.bit_length() - 1
+    turn = (step % num_levels) * num_boot + jnp.arange(num_boot)
+    return put(jnp.full(num_rows, finest_steps), stride, 2 ** (turn % num_levels))

@@ -36,18 +36,30 @@ def sheet(images: np.ndarray, columns: int) -> np.ndarray:
 
 def distance_figure(metric: str, distances: Mapping[int, float]) -> np.ndarray:
     """Distance over the number of steps, both logarithmic -> [H, W, 3] uint8."""
+    return methods_figure(metric, {"": distances})
+
+
+def methods_figure(metric: str, methods: Mapping[str, Mapping[int, float]]) -> np.ndarray:
+    """The same with a line for each method by name -> [H, W, 3] uint8."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5, 3.5), dpi=120, layout="constrained")
+    size = (5, 3.5) if len(methods) == 1 else (8, 5)
+    figure = Figure(figsize=size, dpi=120, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    axes.plot(list(distances), list(distances.values()), marker="o")
+    steps: list[int] = []
+    for index, (name, distances) in enumerate(methods.items()):
+        steps = sorted({*steps, *distances})
+        style = "-" if index < 10 else "--"
+        axes.plot(list(distances), list(distances.values()), style, marker="o", label=name)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
-    axes.set_xticks(list(distances), [str(n) for n in distances])
+    axes.set_xticks(steps, [str(n) for n in steps])
     axes.set_xlabel("sampling steps")
     axes.set_ylabel(metric)
     axes.grid(alpha=0.3)
+    if len(methods) > 1:
+        figure.legend(loc="outside right upper")
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()

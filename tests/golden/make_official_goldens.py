@@ -86,10 +86,17 @@ SHORTCUT_SETTINGS = (
     Setting("online", batch=64, bootstrap_every=4, bootstrap_ema=0),
 )
 NAIVE_SETTING = Setting("naive", batch=32, bootstrap_every=1, class_dropout_prob=0.3)
+REFLOW_SETTINGS = (
+    Setting("live_reflow", batch=32, bootstrap_every=4),
+    Setting("live_reflow_guided", batch=32, bootstrap_every=4, cfg_scale=1.5),
+)
+# Steps of several stages, of a training of so many steps, for the methods that have stages.
+STAGE_STEPS = (3, 350, 699)
+MAX_STEPS = 700
 
 
-def import_official(clone: Path) -> tuple[ModuleType, ModuleType, ModuleType]:
-    """The official modules `model`, `targets_shortcut` and `baselines.targets_naive`.
+def import_official(clone: Path) -> dict[str, ModuleType]:
+    """The official modules of the model and of the targets, by the last part of their name.
 
     Two names that the code was written against are put back first.
     """
@@ -98,9 +105,16 @@ def import_official(clone: Path) -> tuple[ModuleType, ModuleType, ModuleType]:
             setattr(owner, name, value)
     sys.dont_write_bytecode = True
     sys.path.insert(0, str(clone))
-    names = ("model", "targets_shortcut", "baselines.targets_naive")
-    model, shortcut, naive = (importlib.import_module(name) for name in names)
-    return model, shortcut, naive
+    names = (
+        "model",
+        "targets_shortcut",
+        "baselines.targets_naive",
+        "baselines.targets_consistency_training",
+        "baselines.targets_livereflow",
+        "baselines.targets_progressive",
+        "baselines.targets_consistency_distillation",
+    )
+    return {name.rpartition(".")[2]: importlib.import_module(name) for name in names}
 
 
 def commit_of(clone: Path) -> str:
@@ -180,8 +194,17 @@ def forward_goldens(module: ModuleType) -> Arrays:
 class Recorder:
     """The part of a train state that the official targets use; notes the inputs of each call."""
 
-    def __init__(self, network: Official, online: Arrays, ema: Arrays):
+    def __init__(
+        self,
+        network: Official,
+        online: Arrays,
+        ema: Arrays,
+        step: int = 0,
+        ignore_dt: bool = False,
+    ):
         self.calls: list[tuple[np.ndarray, ...]] = []
+        self.step = step
+        self._ignore_dt = ignore_dt
         self.call_model = self._note(network, online)
         self.call_model_ema = self._note(network, ema)
 
@@ -189,7 +212,7 @@ class Recorder:
         def call(*inputs: jax.Array, train: bool) -> jax.Array:
             assert not train
             self.calls.append(tuple(np.asarray(a) for a in inputs))
-            return network.apply(weights, *inputs)
+            return network.apply(weights, *inputs, ignore_dt=self._ignore_dt)
 
         return call
 
@@ -295,6 +318,55 @@ def check_bootstrap(setting: Setting, rows: Arrays, state: Recorder, bootstrap: 
         assert shares[name] < 0.2, f"{setting.name}: {name} is clipped too often to compare"
 
 
+def baseline_goldens(modules: Mapping[str, ModuleType]) -> Arrays:
+    """Official targets of the baselines that learn from themselves or from a teacher."""
+    network = Official(modules["model"], TARGET_SHAPE, TARGET_NETWORK)
+    shapes = network.shapes()
+    online, ema = (seeded_weights(shapes, salt=salt) for salt in ("online", "ema"))
+    key = jax.random.PRNGKey(11)
+    rng = np.random.default_rng(2)
+    images = rng.normal(size=(32, *TARGET_SHAPE)).astype(np.float32)
+    labels = rng.integers(CLASSES, size=32).astype(np.int32)
+    goldens = describe(shapes) | {"images": images, "labels": labels}
+
+    def record(name: str, targets: tuple[Any, ...], noise: jax.Array, **more: Any) -> None:
+        xt, v, t, level, row_labels, _ = targets
+        rows = {"x_t": xt, "v_t": v, "t": t, "level": level, "row_labels": row_labels}
+        rows |= {"noise": noise} | more
+        goldens.update({f"{name}/{field}": np.asarray(value) for field, value in rows.items()})
+
+    for setting in REFLOW_SETTINGS:
+        state = Recorder(network, online, ema)
+        targets = modules["targets_livereflow"].get_targets(
+            setting.flags(), key, state, jnp.asarray(images), jnp.asarray(labels)
+        )
+        assert len(state.calls) == 8
+        noise = jax.random.normal(jax.random.split(key, 3)[2], images.shape)
+        record(
+            setting.name,
+            targets,
+            noise,
+            reflow_rows=setting.batch // setting.bootstrap_every,
+            guidance=setting.cfg_scale,
+        )
+    teacher = Recorder(network, online, seeded_weights(shapes, salt="teacher"), ignore_dt=True)
+    for step in STAGE_STEPS:
+        state = Recorder(network, online, ema, step=step, ignore_dt=True)
+        noise = jax.random.normal(jax.random.split(key, 2)[1], images.shape)
+        flags = Setting("staged", batch=32, bootstrap_every=1, bootstrap_cfg=1, cfg_scale=1.5)
+        official = flags.flags()
+        official.max_steps = MAX_STEPS
+        rows = (jnp.asarray(images), jnp.asarray(labels))
+        for name, states in (
+            ("consistency_training", (state,)),
+            ("progressive", (state, teacher)),
+            ("consistency_distillation", (state, teacher)),
+        ):
+            targets = modules[f"targets_{name}"].get_targets(official, key, *states, *rows)
+            record(f"{name}_{step}", targets, noise, step=step, max_steps=MAX_STEPS)
+    return goldens
+
+
 def initialisation_goldens(module: ModuleType) -> Arrays:
     """Statistics of every parameter after the official initialisation."""
     weights = Official(module, INITIAL_SHAPE, INITIAL_NETWORK).init(jax.random.PRNGKey(0))
@@ -314,12 +386,16 @@ def main() -> None:
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_default_matmul_precision", "highest")
     commit = commit_of(arguments.official)
-    model, shortcut, naive = import_official(arguments.official)
+    modules = import_official(arguments.official)
+    model = modules["model"]
     # The official network prints shapes whenever it is called.
     with contextlib.redirect_stdout(io.StringIO()):
         goldens = {
             "official_dit": forward_goldens(model),
-            "official_shortcut_targets": target_goldens(shortcut, naive, model),
+            "official_shortcut_targets": target_goldens(
+                modules["targets_shortcut"], modules["targets_naive"], model
+            ),
+            "official_baseline_targets": baseline_goldens(modules),
             "official_initialisation": initialisation_goldens(model),
         }
     for name, arrays in goldens.items():

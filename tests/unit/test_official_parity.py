@@ -15,7 +15,15 @@ import numpy as np
 import pytest
 
 from shortcut_tpu.models import DiT, DiTConfig
-from shortcut_tpu.objectives import Inputs, Shortcut, base
+from shortcut_tpu.objectives import (
+    ConsistencyDistillation,
+    ConsistencyTraining,
+    Inputs,
+    LiveReflow,
+    ProgressiveDistillation,
+    Shortcut,
+    base,
+)
 from tests.golden.seeded_weights import seeded_weights
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
@@ -170,6 +178,7 @@ class TargetCase:
             null_label=self.model.null_label,
             key=jax.random.key(0),
             step=jnp.zeros((), jnp.int32),
+            num_steps=1,
             row_shards=row_shards,
         )
 
@@ -247,6 +256,92 @@ def test_null_label_rows(setting: str) -> None:
     dropped = case.rows["row_labels"] != case.labels
     assert not dropped[: case.bootstrap].any()
     assert set(case.rows["row_labels"][dropped]) <= {case.model.null_label}
+
+
+def baseline(name: str) -> tuple[Arrays, Inputs]:
+    """Official rows of a baseline, and our inputs for the same."""
+    golden = load("official_baseline_targets")
+    model = make_model(side=8, channels=1, width=32, depth=2)
+    prefix = f"{name}/"
+    rows = {k.removeprefix(prefix): v for k, v in golden.items() if k.startswith(prefix)}
+    inputs = Inputs(
+        apply=jax.jit(model.apply),
+        params=seeded_params(model, golden, "online"),
+        emas={
+            "target": seeded_params(model, golden, "ema"),
+            "teacher": seeded_params(model, golden, "teacher"),
+        },
+        x1=jnp.asarray(golden["images"]),
+        labels=jnp.asarray(golden["labels"]),
+        null_label=model.null_label,
+        key=jax.random.key(0),
+        step=jnp.asarray(int(rows.get("step", 0))),
+        num_steps=int(rows.get("max_steps", 1)),
+    )
+    return rows, inputs
+
+
+@pytest.mark.parametrize(("step", "bins"), [(3, 1), (350, 8), (699, 64)])
+def test_consistency_training(step: int, bins: int) -> None:
+    """v = (x_{t+h} + (1 - t - h) v_ema(x_{t+h}, t + h) - x_t) / (1 - t), 1/h = 2^stage.
+
+    Times lie on the grid of the stage; labels are kept; the network ignores the step size.
+    """
+    rows, inputs = baseline(f"consistency_training_{step}")
+    objective = ConsistencyTraining()
+    assert float(objective.bins(inputs.step, inputs.num_steps)) == 2.0 ** rows["level"] == bins
+    assert (rows["t"] * bins % 1 == 0).all()
+    np.testing.assert_array_equal(rows["row_labels"], inputs.labels)
+    x0, t = jnp.asarray(rows["noise"]), jnp.asarray(rows["t"])
+    assert_agrees(base.path(x0, inputs.x1, t, SIGMA_MIN), rows["x_t"])
+    assert_agrees(objective.targets(inputs, x0, t, t + 1 / bins), rows["v_t"])
+
+
+@pytest.mark.parametrize(("step", "level"), [(3, 6), (350, 3), (699, 0)])
+def test_progressive_distillation(step: int, level: int) -> None:
+    """Two half steps of the teacher, guided in the first stage; t a multiple of 2^-level."""
+    rows, inputs = baseline(f"progressive_{step}")
+    objective = ProgressiveDistillation(guidance=1.5)
+    stage = objective.stage(inputs.step, inputs.num_steps)
+    assert (rows["level"] == level).all()
+    assert objective.num_stages - 1 - int(stage) == level
+    assert (rows["t"] * 2**level % 1 == 0).all()
+    x0, t = jnp.asarray(rows["noise"]), jnp.asarray(rows["t"])
+    xt = base.path(x0, inputs.x1, t, SIGMA_MIN)
+    assert_agrees(xt, rows["x_t"])
+    assert_agrees(objective.targets(inputs, xt, t, inputs.labels, stage), rows["v_t"])
+
+
+def test_consistency_distillation() -> None:
+    """The teacher steps by 1/128, the student's average predicts the data from there."""
+    rows, inputs = baseline("consistency_distillation_3")
+    x0, t = jnp.asarray(rows["noise"]), jnp.asarray(rows["t"])
+    xt = base.path(x0, inputs.x1, t, SIGMA_MIN)
+    assert_agrees(xt, rows["x_t"])
+    assert (rows["t"] * 128 % 1 == 0).all()
+    targets = ConsistencyDistillation().targets(inputs, xt, t, inputs.labels)
+    assert_agrees(targets, rows["v_t"])
+
+
+@pytest.mark.parametrize("name", ["live_reflow", "live_reflow_guided"])
+def test_live_reflow(name: str) -> None:
+    """Reflow rows: noise to the end of eight guided Euler steps of the online network, at level 0.
+
+    Flow rows: the data, at level 7. Labels are dropped on flow rows only.
+    """
+    rows, inputs = baseline(name)
+    reflow, x0 = int(rows["reflow_rows"]), jnp.asarray(rows["noise"])
+    objective = LiveReflow(reflow_share=reflow / 32, guidance=float(rows["guidance"]))
+    z0, t = x0[:reflow], jnp.asarray(rows["t"])
+    z1 = objective.generate(inputs, z0, inputs.labels[:reflow])
+    assert_agrees(z1 - z0, rows["v_t"][:reflow])
+    assert_agrees(base.path(z0, z1, t[:reflow], SIGMA_MIN), rows["x_t"][:reflow])
+
+    flow_x0, flow_x1 = x0[:-reflow], inputs.x1[:-reflow]
+    assert_agrees(base.path(flow_x0, flow_x1, t[reflow:], SIGMA_MIN), rows["x_t"][reflow:])
+    assert_agrees(base.path_velocity(flow_x0, flow_x1, SIGMA_MIN), rows["v_t"][reflow:])
+    assert (rows["level"] == np.where(np.arange(32) < reflow, 0, FINEST_LEVEL)).all()
+    np.testing.assert_array_equal(rows["row_labels"][:reflow], inputs.labels[:reflow])
 
 
 def test_initialisation() -> None:

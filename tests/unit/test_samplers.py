@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from shortcut_tpu.samplers import euler, guided
+from shortcut_tpu.samplers import euler, guided, second_order
 
 RATE = 0.7
 X0 = jnp.linspace(-1, 2, 12).reshape(3, 2, 2, 1)
@@ -33,6 +33,32 @@ def test_network_is_asked_at_the_start_of_each_step():
     )
     expected = X0 + 3 / 8 + LABELS[:, None, None, None]
     np.testing.assert_allclose(x1, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("num_steps", [1, 3, 8])
+def test_second_order_is_exact_for_a_constant_acceleration(num_steps):
+    """x'' = g, x'(0) = v: x_0 + v + g / 2 at any n, where Euler misses g / 2n."""
+
+    def network(x, t, d, labels):
+        g = jnp.ones_like(x) * (2 + labels[:, None, None, None])
+        return jnp.concatenate([0.5 + g * t[:, None, None, None], g], axis=-1)
+
+    g = (2 + LABELS)[:, None, None, None]
+    x1 = second_order(network, X0, LABELS, num_steps, 1 / num_steps)
+    np.testing.assert_allclose(x1, X0 + 0.5 + g / 2, rtol=1e-5)
+
+
+@pytest.mark.parametrize("num_steps", [1, 4])
+def test_second_order_on_a_linear_field(num_steps):
+    """x' = a x and x'' = a^2 x: n steps are (1 + a/n + (a/n)^2 / 2)^n; told d on every row."""
+
+    def network(x, t, d, labels):
+        np.testing.assert_array_equal(d.shape, (3,))
+        return jnp.concatenate([RATE * x, RATE**2 * x * (d == 0.25)[:, None, None, None]], axis=-1)
+
+    h = RATE / num_steps
+    x1 = second_order(network, X0, LABELS, num_steps, 0.25)
+    np.testing.assert_allclose(x1, X0 * (1 + h + h**2 / 2) ** num_steps, rtol=1e-5)
 
 
 def test_guided_velocity_extrapolates_from_the_null_label():

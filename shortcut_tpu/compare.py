@@ -1,0 +1,260 @@
+"""Trains and scores methods on equal terms, and prints the table and the figure of them.
+
+  python -m shortcut_tpu.compare --config=digits --methods=all
+  python -m shortcut_tpu.compare --config=digits --methods=shortcut,meanflow --seeds=3
+
+The records, the network, the batch, the optimizer and the number of training steps are the
+config's for every method; only `objective.name` and the seed differ. A method that distills a
+teacher spends half of its steps on training one by flow matching. Called again with the same
+workdir the comparison goes on where it stopped: a method that was scored is not trained again. One
+that diverges is reported and does not stop the others.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import functools
+import json
+import math
+from typing import Any
+
+from absl import flags
+from etils import epath
+import jax
+from ml_collections import ConfigDict
+import numpy as np
+from PIL import Image
+
+from data_pipeline.autoencoders import load_autoencoder
+from data_pipeline.errors import UserError
+from data_pipeline.manifest import Manifest
+from shortcut_tpu import claims, command, distributed
+from shortcut_tpu.evaluation.evaluator import make_evaluator
+from shortcut_tpu.evaluation.generator import make_generator
+from shortcut_tpu.experiment import Experiment
+from shortcut_tpu.flops import count_flops
+from shortcut_tpu.objectives import OBJECTIVES
+from shortcut_tpu.observability.console import say
+from shortcut_tpu.observability.sheets import methods_figure
+from shortcut_tpu.skipping import Diverged
+from shortcut_tpu.train import train
+
+_SCORES = "distances.json"
+_REFERENCE = "flow_matching"
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A method's row of the table.
+
+    Attributes:
+      runs: by seed, the distance at each number of steps, None where the method diverged.
+      cost: operations of all training steps, relative to flow matching.
+      phases: trainings that follow each other.
+    """
+
+    name: str
+    runs: Sequence[dict[int, float] | None]
+    cost: float
+    phases: int
+
+    @property
+    def diverged(self) -> int:
+        return sum(run is None for run in self.runs)
+
+    @functools.cached_property
+    def distances(self) -> dict[int, tuple[float, float]]:
+        """Mean and standard deviation over the seeds that did not diverge, by number of steps."""
+        runs = [run for run in self.runs if run is not None]
+        if not runs:
+            return {}
+        values = {n: [run[n] for run in runs] for n in runs[0]}
+        return {
+            n: (float(np.mean(v)), float(np.std(v, ddof=1)) if len(v) > 1 else 0.0)
+            for n, v in values.items()
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "distances": {
+                str(n): {"mean": mean, "std": std} for n, (mean, std) in self.distances.items()
+            },
+            "cost": self.cost,
+            "phases": self.phases,
+            "seeds": len(self.runs),
+            "diverged": self.diverged,
+        }
+
+
+def method_config(config: ConfigDict, name: str, seed: int) -> ConfigDict:
+    """The config of one method's run."""
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.objective.name = name
+        config.seed = seed
+        # Scored here, once, at the steps of the table.
+        config.evaluation.every_steps = 0
+    return config
+
+
+def phases(
+    config: ConfigDict, name: str, seed: int, workdir: epath.Path
+) -> list[tuple[ConfigDict, epath.Path]]:
+    """The configs and folders of a method's trainings, in their order."""
+    run = method_config(config, name, seed)
+    if not OBJECTIVES[name].needs_teacher:
+        return [(run, workdir)]
+    teacher = method_config(config, _REFERENCE, seed)
+    with teacher.unlocked(), run.unlocked():
+        teacher.train.num_steps = config.train.num_steps // 2
+        run.train.num_steps = config.train.num_steps - teacher.train.num_steps
+        run.teacher.workdir = str(workdir / "teacher")
+    return [(teacher, workdir / "teacher"), (run, workdir)]
+
+
+def training_flops(config: ConfigDict) -> int:
+    """Operations in the matrix products of a whole training."""
+    experiment = Experiment.from_config(config, jax.devices())
+    fields = Manifest.load(config.data.path).fields
+    batch = experiment.abstract_batch({f.name: (np.dtype(f.dtype), f.shape) for f in fields})
+    step = count_flops(experiment.train_step, experiment.abstract_state, batch)
+    return step * config.train.num_steps
+
+
+def score(
+    trainings: Sequence[tuple[ConfigDict, epath.Path]], steps: Sequence[int]
+) -> dict[int, float] | None:
+    """Trains and scores one method with one seed, unless that was done before.
+
+    Args:
+      trainings: from `phases`; the last one's model is scored.
+      steps: numbers of sampling steps.
+
+    Returns:
+      The distance at each number of steps; None where the method diverged.
+
+    Raises:
+      UserError: the config cannot be run, the workdir holds another run, or it was asked to end.
+    """
+    config, workdir = trainings[-1]
+    scores = workdir / _SCORES
+    asked = {"config": json.loads(json.dumps(config.to_dict())), "steps": list(steps)}
+    if scores.exists():
+        found = json.loads(scores.read_text())
+        if any(found[key] != value for key, value in asked.items()):
+            raise UserError(f"{workdir}: scored with another config; choose another --workdir")
+        distances = found["distances"]
+        return distances and {int(n): distance for n, distance in distances.items()}
+    try:
+        for phase, folder in trainings:
+            state = train(phase, folder)
+            if int(state.step) < phase.train.num_steps:
+                raise UserError(f"asked to end at step {int(state.step)}; start again to go on")
+        distances = _distances(config, state.emas["evaluation"], steps)
+    except (Diverged, np.linalg.LinAlgError) as error:
+        say(f"{config.objective.name}, seed {config.seed}, diverged: {error}")
+        distances = None
+    if jax.process_index() == 0:
+        scores.write_text(json.dumps(asked | {"distances": distances}, indent=2) + "\n")
+    jax.clear_caches()
+    return distances
+
+
+def _distances(config: ConfigDict, params: Any, steps: Sequence[int]) -> dict[int, float]:
+    autoencoder = load_autoencoder(config.data.autoencoder)
+    experiment = Experiment.from_config(config, jax.devices(), autoencoder.scale)
+    evaluator = make_evaluator(
+        make_generator(experiment, autoencoder),
+        autoencoder,
+        protocol=config.evaluation.protocol,
+        num_samples=config.evaluation.num_samples,
+    )
+    distances = {num_steps: evaluator.distance(params, num_steps) for num_steps in steps}
+    if not all(math.isfinite(distance) for distance in distances.values()):
+        raise Diverged("its samples are not finite")
+    return distances
+
+
+def table(metric: str, steps: Sequence[int], rows: Sequence[Row]) -> list[str]:
+    """The rows as lines: mean and, over several seeds, spread at each number of steps."""
+    spread = any(len(row.runs) > 1 for row in rows)
+    width = max(len(row.name) for row in rows)
+    cell = 16 if spread else 9
+    lines = [f"{metric:<{width}}" + "".join(f"{n:>{cell}}" for n in steps)]
+    lines[0] += f"{'cost':>8}{'phases':>8}"
+    for row in rows:
+        cells = []
+        for n in steps:
+            if n not in row.distances:
+                cells.append("diverged")
+                continue
+            mean, std = row.distances[n]
+            cells.append(f"{mean:.3g} ± {std:.2g}" if spread else f"{mean:.3g}")
+        note = f"  {row.diverged} of {len(row.runs)} seeds diverged" if row.diverged else ""
+        lines.append(
+            f"{row.name:<{width}}"
+            + "".join(f"{text:>{cell}}" for text in cells)
+            + f"{row.cost:>8.2f}{row.phases:>8}{note}"
+        )
+    return lines
+
+
+def parse_methods(text: str) -> list[str]:
+    """The objectives that --methods names.
+
+    Raises:
+      UserError: one is unknown.
+    """
+    names = list(OBJECTIVES) if text == "all" else list(dict.fromkeys(text.split(",")))
+    unknown = [name for name in names if name not in OBJECTIVES]
+    if unknown:
+        raise UserError(f"--methods: {unknown[0]!r} is none of {', '.join(OBJECTIVES)}, or all")
+    return names
+
+
+def define_flags() -> None:
+    command.define_config()
+    flags.DEFINE_string("methods", "all", "Objectives by name, such as shortcut,meanflow, or all.")
+    flags.DEFINE_integer("seeds", 1, "Runs of each method, with seeds from the config's on.", 1)
+    flags.DEFINE_string("steps", "1,2,4,8,32,128", "Step counts to sample at.")
+    flags.DEFINE_string("workdir", None, "Folder of all runs; runs/compare_CONFIG by default.")
+    command.define_json()
+
+
+def main() -> None:
+    config = command.config()
+    names = parse_methods(flags.FLAGS.methods)
+    steps = command.integers("steps")
+    workdir = epath.Path(flags.FLAGS.workdir or f"runs/compare_{command.config_path().stem}")
+    distributed.initialize()
+
+    reference = training_flops(method_config(config, _REFERENCE, config.seed))
+    rows = []
+    for name in names:
+        runs = []
+        for seed in range(config.seed, config.seed + flags.FLAGS.seeds):
+            trainings = phases(config, name, seed, workdir / name / f"seed_{seed}")
+            runs.append(score(trainings, steps))
+        cost = sum(training_flops(phase) for phase, _ in trainings) / reference
+        rows.append(Row(name, runs, cost, len(trainings)))
+        say(*table(config.evaluation.protocol, steps, rows))
+
+    means = {row.name: {n: mean for n, (mean, _) in row.distances.items()} for row in rows}
+    say(*claims.check(means))
+    if jax.process_index() == 0:
+        figure = workdir / "distances.png"
+        with figure.open("wb") as file:
+            page = methods_figure(config.evaluation.protocol, {k: v for k, v in means.items() if v})
+            Image.fromarray(page).save(file, "png")
+        say(f"figure: {figure}")
+        command.write_json(
+            {
+                "metric": config.evaluation.protocol,
+                "training_steps": config.train.num_steps,
+                "num_samples": config.evaluation.num_samples,
+                "methods": {row.name: row.to_json() for row in rows},
+            }
+        )
+
+
+if __name__ == "__main__":
+    command.run(main, define_flags)

@@ -1,0 +1,167 @@
+"""The comparison's arithmetic, its table, and its behaviour on methods that diverge or are done."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+import numpy as np
+import pytest
+
+from data_pipeline.autoencoders import load_autoencoder
+from data_pipeline.encode_latents import encode
+from data_pipeline.errors import UserError
+from data_pipeline.sources import open_source
+from shortcut_tpu import claims, compare
+from shortcut_tpu import config as config_lib
+from shortcut_tpu.experiment import Experiment
+from shortcut_tpu.flops import count_flops
+from shortcut_tpu.loading import initial_state
+from shortcut_tpu.train import train
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> ConfigDict:
+    """The digits for two steps of training and a few samples."""
+    records = tmp_path_factory.mktemp("digits")
+    encode(open_source("digits"), load_autoencoder("identity"), records)
+    config = config_lib.load("digits").unlock()
+    config.data.path = str(records)
+    config.batch_size = 32
+    config.model.update({"width": 16, "depth": 1, "num_heads": 2, "patch_size": 4, "unroll": 1})
+    config.train.num_steps = 2
+    config.checkpoint.every_steps = 0
+    config.evaluation.update({"num_samples": 20, "batch_size": 20})
+    return config.lock()
+
+
+def test_count_flops() -> None:
+    """2 m k n for a product; three times that with both derivatives; a scan's by its length."""
+    a, b = jnp.ones((3, 5)), jnp.ones((5, 7))
+    product = 2 * 3 * 5 * 7
+    assert count_flops(jnp.matmul, a, b) == product
+
+    def loss(a: jax.Array, b: jax.Array) -> jax.Array:
+        return jnp.sum((a @ b) ** 2)
+
+    assert count_flops(jax.jit(jax.grad(loss, argnums=(0, 1))), a, b) == 3 * product
+
+    def scanned(x: jax.Array) -> jax.Array:
+        turn = jax.checkpoint(lambda x, _: (jnp.tanh(x @ x), None))
+        return jax.lax.scan(turn, x, None, length=6)[0]
+
+    square = jnp.ones((4, 4))
+    assert count_flops(scanned, square) == 6 * 2 * 4**3
+    assert count_flops(lambda x: jax.lax.cond(x[0, 0] > 0, scanned, jnp.sin, x), square) == 768
+    # Forward, again for the backward pass, and two products of that.
+    assert count_flops(jax.grad(lambda x: scanned(x).sum()), square) == 4 * 6 * 2 * 4**3
+
+
+def test_cost_of_shortcut(config: ConfigDict) -> None:
+    """(3 + 2 k) / 3 of flow matching, k = 1/4, less what needs no gradient."""
+    flops = {
+        name: compare.training_flops(compare.method_config(config, name, 0))
+        for name in ("flow_matching", "shortcut", "diffusion")
+    }
+    assert flops["diffusion"] == flops["flow_matching"]
+    assert flops["shortcut"] / flops["flow_matching"] == pytest.approx(3.5 / 3, rel=0.02)
+
+
+def test_score_is_kept(config: ConfigDict, tmp_path: Path, monkeypatch: Any) -> None:
+    """Trained and scored once; then read; refused for another config."""
+    run = compare.method_config(config, "meanflow", 3)
+    workdir = epath.Path(tmp_path / "run")
+    distances = compare.score([(run, workdir)], [1, 2])
+    assert distances is not None
+    assert set(distances) == {1, 2}
+    assert all(distance > 0 for distance in distances.values())
+    monkeypatch.setattr(compare, "train", None)
+    assert compare.score([(run, workdir)], [1, 2]) == distances
+    other = compare.method_config(config, "meanflow", 4)
+    with pytest.raises(UserError, match="another config"):
+        compare.score([(other, workdir)], [1, 2])
+
+
+def test_teacher_and_student_share_the_steps(config: ConfigDict, tmp_path: Path) -> None:
+    """Half of the steps train the teacher by flow matching; the student starts from its average."""
+    longer = config.copy_and_resolve_references()
+    with longer.unlocked():
+        longer.train.num_steps = 5
+    trainings = compare.phases(longer, "progressive_distillation", 0, epath.Path(tmp_path))
+    (teacher, folder), (student, workdir) = trainings
+    assert (teacher.objective.name, teacher.train.num_steps) == ("flow_matching", 2)
+    assert (student.objective.name, student.train.num_steps) == ("progressive_distillation", 3)
+    with teacher.unlocked(), student.unlocked():
+        teacher.checkpoint.every_steps = student.checkpoint.every_steps = 1
+    with pytest.raises(UserError, match="no such file"):
+        train(student, workdir)
+
+    taught = train(teacher, folder)
+    first = initial_state(Experiment.from_config(student, jax.devices()))
+    for weights in (first.params, *first.emas.values()):
+        jax.tree.map(np.testing.assert_array_equal, weights, taught.emas["evaluation"])
+    assert set(first.emas) == {"evaluation", "target", "teacher"}
+    assert set(compare.score(trainings, [1]) or {}) == {1}
+    with student.unlocked():
+        student.teacher.workdir = ""
+    with pytest.raises(UserError, match="needs a teacher"):
+        initial_state(Experiment.from_config(student, jax.devices()))
+
+
+def test_divergence_is_reported(config: ConfigDict, tmp_path: Path, capsys: Any) -> None:
+    """A learning rate that blows up gives None and a line that says so, and that is kept too."""
+    run = compare.method_config(config, "flow_matching", 0)
+    with run.unlocked():
+        run.optimizer.update({"learning_rate": 1e30, "warmup_steps": 0})
+    workdir = epath.Path(tmp_path / "run")
+    assert compare.score([(run, workdir)], [1]) is None
+    assert "diverged" in capsys.readouterr().out
+    assert json.loads((workdir / "distances.json").read_text())["distances"] is None
+    assert compare.score([(run, workdir)], [1]) is None
+
+
+def test_config_errors_are_not_divergence(config: ConfigDict, tmp_path: Path) -> None:
+    run = compare.method_config(config, "shortcut", 0)
+    with run.unlocked():
+        run.objective.shortcut.bootstrap_share = 0.3
+    with pytest.raises(UserError, match="unit fraction"):
+        compare.score([(run, epath.Path(tmp_path))], [1])
+
+
+def test_table_and_json() -> None:
+    """Mean and sample deviation over the seeds that did not diverge."""
+    rows = [
+        compare.Row("shortcut", [{1: 1.0, 4: 0.5}, {1: 3.0, 4: 0.5}, None], 1.17, 1),
+        compare.Row("meanflow", [None, None, None], 1.5, 2),
+    ]
+    assert rows[0].distances == {1: (2.0, pytest.approx(np.sqrt(2))), 4: (0.5, 0.0)}
+    assert rows[0].to_json()["distances"]["1"]["mean"] == 2.0
+    nothing = {"distances": {}, "cost": 1.5, "phases": 2, "seeds": 3, "diverged": 3}
+    assert rows[1].to_json() == nothing
+    header, first, second = compare.table("fd_pixel", [1, 4], rows)
+    assert header.split() == ["fd_pixel", "1", "4", "cost", "phases"]
+    assert "2 ± 1.4" in first and "1.17" in first and "1 of 3 seeds diverged" in first
+    assert second.split()[1:3] == ["diverged", "diverged"]
+
+
+def test_claims() -> None:
+    """Each is decided by its own two numbers, and left out where one is missing."""
+    distances = {
+        "shortcut": {1: 0.5, 4: 0.3, 128: 0.23},
+        "flow_matching": {1: 9.0, 4: 0.2, 128: 0.2},
+    }
+    beats_1, beats_4, near_128 = claims.check(distances)
+    assert beats_1.startswith("holds") and "9" in beats_1
+    assert beats_4.startswith("FAILS")
+    assert near_128.startswith("FAILS")
+    assert claims.check({"meanflow": {1: 1.0}}) == []
+
+
+def test_parse_methods() -> None:
+    assert compare.parse_methods("meanflow,shortcut,meanflow") == ["meanflow", "shortcut"]
+    assert "alpha_flow" in compare.parse_methods("all")
+    with pytest.raises(UserError, match="none of"):
+        compare.parse_methods("shortcut,nonsense")

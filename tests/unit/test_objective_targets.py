@@ -1,0 +1,521 @@
+"""The targets of every method on the Gaussian problem, against its closed forms in float64."""
+
+from collections.abc import Iterator
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from shortcut_tpu.objectives import (
+    OBJECTIVES,
+    alpha_flow,
+    base,
+    consistency_distillation,
+    consistency_training,
+    diffusion,
+    high_order,
+    improved_meanflow,
+    improved_shortcut,
+    live_reflow,
+    meanflow,
+    progressive_distillation,
+    shortcut,
+    split_meanflow,
+)
+from tests.unit.gaussian import NULL_LABEL, Gaussian
+
+PROBLEM = Gaussian(mean=0.7, std=0.4)
+ROWS = 64
+
+
+@pytest.fixture(autouse=True)
+def _float64() -> Iterator[None]:
+    with jax.enable_x64(True):
+        yield
+
+
+def assert_equal(ours: Any, exact: Any) -> None:
+    np.testing.assert_allclose(np.asarray(ours), np.asarray(exact), rtol=0, atol=1e-12)
+
+
+@dataclasses.dataclass
+class Points:
+    """Rows at x_t, each with an interval [t, t + d] that ends at 1 or before."""
+
+    def __post_init__(self) -> None:
+        self.x0, self.x1 = PROBLEM.pairs(ROWS)
+        t, d = jax.random.uniform(jax.random.key(1), (2, ROWS))
+        self.t, self.d = t, d * (1 - t)
+        self.xt = base.path(self.x0, self.x1, self.t, sigma_min=0.0)
+        self.labels = jnp.zeros(ROWS, jnp.int32)
+        self.inputs = PROBLEM.inputs(self.x1)
+        self.v = PROBLEM.velocity(self.xt, self.t)
+        self.u = PROBLEM.mean_velocity(self.xt, self.t, self.d)
+
+
+def test_problem() -> None:
+    """u d = x_{t+d} - x_t; u(d -> 0) = v; and a long Euler integration of v arrives at the flow."""
+    p = Points()
+    end = PROBLEM.flow(p.xt, p.t, p.t + p.d)
+    assert_equal(p.xt + base.along_rows(p.d, p.xt) * p.u, end)
+    assert_equal(PROBLEM.mean_velocity(p.xt, p.t, jnp.zeros(ROWS)), p.v)
+    x, steps = p.xt, 20_000
+
+    def step(x: jax.Array, i: jax.Array) -> tuple[jax.Array, None]:
+        t = p.t + (i + 0.5) / steps * p.d
+        return x + base.along_rows(p.d, x) / steps * PROBLEM.velocity(x, t), None
+
+    x, _ = jax.lax.scan(step, x, jnp.arange(steps))
+    np.testing.assert_allclose(x, end, atol=1e-4)
+
+
+def test_problem_velocity_is_the_regression_of_the_pairs() -> None:
+    """E[x_1 - x_0 | x_t] = v(x_t, t): the error of the regression is not correlated with x_t."""
+    x0, x1 = PROBLEM.pairs(400_000)
+    t = jnp.full(len(x0), 0.3)
+    xt = base.path(x0, x1, t, sigma_min=0.0)
+    error = x1 - x0 - PROBLEM.velocity(xt, t)
+    assert abs(float(jnp.mean(error))) < 5e-3
+    assert abs(float(jnp.mean(error * xt))) < 5e-3
+
+
+def test_shortcut() -> None:
+    """(u(x, t, d) + u(x', t + d, d)) / 2 with x' = x + d u(x, t, d) is u(x, t, 2d)."""
+    p = Points()
+    objective = shortcut.Shortcut(clip=0.0)
+    levels = objective.levels(ROWS, 0)
+    t = jnp.floor(p.t * 2.0**levels) / 2.0**levels
+    targets = objective.targets(p.inputs, p.xt, t, levels, p.labels)
+    assert_equal(targets, PROBLEM.mean_velocity(p.xt, t, 2.0**-levels))
+
+
+def test_improved_shortcut() -> None:
+    """The same at a guidance strength; flow rows w v + (1 - w) v_null, v alone without a label."""
+    p = Points()
+    objective = improved_shortcut.ImprovedShortcut(clip=0.0)
+    told = jnp.linspace(0, 0.9, ROWS)
+    targets = objective.bootstrap_targets(p.inputs, p.xt, p.t, p.d, p.labels, told)
+    assert_equal(targets, p.u)
+
+    labels = jnp.where(jnp.arange(ROWS) % 3 == 0, NULL_LABEL, 0)
+    null = PROBLEM.mean_velocity(p.xt, p.t, jnp.full(ROWS, 1 / 128))
+    w = (1 / (1 - told))[:, None, None, None]
+    exact = jnp.where((labels == 0)[:, None, None, None], w * p.v + (1 - w) * null, p.v)
+    assert_equal(objective.flow_targets(p.inputs, p.xt, p.t, p.v, labels, told), exact)
+
+
+def test_meanflow() -> None:
+    """v + d Du = u, with D the derivative along the path at a fixed end."""
+    p = Points()
+    targets = meanflow.MeanFlow().targets(p.inputs, p.xt, p.t, p.d, p.v, p.labels)
+    assert_equal(targets, p.u)
+
+
+def test_meanflow_is_linear_in_the_velocity() -> None:
+    """With x_1 - x_0 in the place of v the target's mean given x_t is still u."""
+    x0, x1 = PROBLEM.pairs(400_000)
+    t, d = jnp.full(len(x0), 0.3), jnp.full(len(x0), 0.5)
+    xt = base.path(x0, x1, t, sigma_min=0.0)
+    labels = jnp.zeros(len(x0), jnp.int32)
+    targets = meanflow.MeanFlow().targets(PROBLEM.inputs(x1), xt, t, d, x1 - x0, labels)
+    error = targets - PROBLEM.mean_velocity(xt, t, d)
+    assert abs(float(jnp.mean(error))) < 5e-3
+    assert abs(float(jnp.mean(error * xt))) < 5e-3
+
+
+def test_improved_meanflow() -> None:
+    """u - d Du = v, so that a network that is right predicts the velocity."""
+    p = Points()
+    objective = improved_meanflow.ImprovedMeanFlow()
+    told = jnp.zeros(ROWS)
+    inputs = PROBLEM.inputs(p.x1, apply=two_heads)
+    compound = objective.compound(inputs, p.u, p.xt, p.t, p.d, p.v, p.labels, told)
+    assert_equal(compound, p.v)
+
+
+def two_heads(
+    params: Any, x: jax.Array, t: jax.Array, d: jax.Array, labels: Any, **conditions: Any
+) -> jax.Array:
+    """The exact field from the first head, the exact velocity from the second."""
+    return jnp.concatenate([PROBLEM.mean_velocity(x, t, d), PROBLEM.velocity(x, t)], axis=-1)
+
+
+def test_improved_meanflow_guides_with_the_second_head() -> None:
+    """v_g = v + (1 - 1/w) (v_c(w) - v_null(1)) on labelled rows, v on others; v_c as predicted."""
+    p = Points()
+
+    def network(
+        params: Any, x: jax.Array, t: jax.Array, d: jax.Array, labels: Any, guidance: jax.Array
+    ) -> jax.Array:
+        assert not d.any()
+        value = 10.0 * (labels == NULL_LABEL) + guidance
+        v = jnp.broadcast_to(base.along_rows(value, x), x.shape)
+        return jnp.concatenate([jnp.full_like(x, jnp.nan), v], axis=-1)
+
+    told = jnp.linspace(0, 0.8, ROWS)
+    labels = jnp.where(jnp.arange(ROWS) % 3 == 0, NULL_LABEL, 0)
+    v_g, v_c = improved_meanflow.ImprovedMeanFlow().velocities(
+        PROBLEM.inputs(p.x1, apply=network), p.xt, p.t, p.v, labels, told
+    )
+    wide, has_label = told[:, None, None, None], (labels == 0)[:, None, None, None]
+    assert_equal(v_c, jnp.broadcast_to(jnp.where(has_label, wide, wide + 10), p.v.shape))
+    assert_equal(v_g, jnp.where(has_label, p.v + wide * (wide - 10), p.v))
+
+
+@pytest.mark.parametrize("mix", [0.0, 0.4])
+def test_guidance_in_the_target_of_meanflow(mix: float) -> None:
+    """v_g = w v + (1 - w - k) u_null + k u_label on labelled rows, v on others."""
+    p = Points()
+
+    def network(
+        params: Any, x: jax.Array, t: jax.Array, d: jax.Array, labels: jax.Array
+    ) -> jax.Array:
+        assert not d.any()
+        return PROBLEM.mean_velocity(x, t, d) + base.along_rows(10.0 * (labels == NULL_LABEL), x)
+
+    labels = jnp.where(jnp.arange(ROWS) % 3 == 0, NULL_LABEL, 0)
+    inputs = PROBLEM.inputs(p.x1, apply=network)
+    ours = meanflow.mean_velocity.guided_velocity(
+        inputs, p.xt, p.t, p.x1 - p.x0, labels, guidance=3.0, mix=mix
+    )
+    v = p.x1 - p.x0
+    guided = 3.0 * v + (1 - 3.0 - mix) * (p.v + 10) + mix * p.v
+    assert_equal(ours, jnp.where((labels == 0)[:, None, None, None], guided, v))
+
+
+def test_alpha_flow() -> None:
+    """On one straight step a d v exactly; the limit a -> 0 is MeanFlow, a = 1 flow matching."""
+    p = Points()
+    objective = alpha_flow.AlphaFlow(clip=0.0)
+
+    def targets(alpha: float, v: jax.Array) -> jax.Array:
+        return objective.targets(p.inputs, jnp.asarray(alpha), p.xt, p.t, p.d, v, p.labels)
+
+    assert_equal(targets(1.0, p.x1 - p.x0), p.x1 - p.x0)
+    v = p.x1 - p.x0
+    mean_flow = meanflow.MeanFlow().targets(p.inputs, p.xt, p.t, p.d, v, p.labels)
+    assert_equal(targets(0.0, v), mean_flow)
+    # (target - u) / alpha is MeanFlow's error to first order in alpha.
+    small = (targets(1e-6, v) - p.u) / 1e-6
+    np.testing.assert_allclose(small, mean_flow - p.u, atol=1e-4)
+    # With the mean velocity up to the middle point in the place of v, it is consistent at every a.
+    for alpha in (0.1, 0.5, 0.9):
+        assert_equal(targets(alpha, PROBLEM.mean_velocity(p.xt, p.t, alpha * p.d)), p.u)
+
+
+def test_alpha_flow_at_one_half_is_shortcut() -> None:
+    """a = 1/2 with v = u(x, t, d/2) is Shortcut's target, row for row, for a network that is wrong.
+
+    On the exact field both would be u; a field that is not consistent tells them apart.
+    """
+    p = Points()
+
+    def network(
+        params: Any, x: jax.Array, t: jax.Array, d: jax.Array, labels: jax.Array
+    ) -> jax.Array:
+        t, d = base.along_rows(t, x), base.along_rows(d, x)
+        return jnp.sin(3 * x + 5 * t) + d * x
+
+    inputs = PROBLEM.inputs(p.x1, apply=network)
+    reference = shortcut.Shortcut(clip=0.9)
+    levels = reference.levels(ROWS, 0)
+    d, t = 2.0**-levels, jnp.floor(p.t * 2.0**levels) / 2.0**levels
+    v = network(None, p.xt, t, d / 2, p.labels)
+    ours = alpha_flow.AlphaFlow(clip=0.0).targets(inputs, jnp.asarray(0.5), p.xt, t, d, v, p.labels)
+    unclipped = dataclasses.replace(reference, clip=0.0)
+    assert_equal(ours, unclipped.targets(inputs, p.xt, t, levels, p.labels))
+
+
+@pytest.mark.parametrize("split", [0.0, 0.3, 1.0])
+def test_split_meanflow(split: float) -> None:
+    """l u(x, t, l d) + (1 - l) u(x_s, t + l d, (1 - l) d) = u(x, t, d), whatever the split l."""
+    p = Points()
+    targets = split_meanflow.SplitMeanFlow().targets(
+        p.inputs, p.xt, p.t, p.d, jnp.full(ROWS, split), p.labels
+    )
+    assert_equal(targets, p.u)
+
+
+def test_consistency_training() -> None:
+    """(f(x_{t+h}, t+h) - x_t) / (1 - t) with f the flow to t = 1; x_1 itself where t + h = 1."""
+    p = Points()
+    objective = consistency_training.ConsistencyTraining(sigma_min=0.0)
+
+    def network(
+        params: Any, x: jax.Array, t: jax.Array, d: jax.Array, labels: jax.Array
+    ) -> jax.Array:
+        assert (d == 1).all()
+        return PROBLEM.mean_velocity(x, t, 1 - t)
+
+    t_next = jnp.where(jnp.arange(ROWS) % 4 == 0, 1.0, p.t + p.d)
+    inputs = PROBLEM.inputs(p.x1, apply=network)
+    ours = objective.targets(inputs, p.x0, p.t, t_next)
+    x_next = base.path(p.x0, p.x1, t_next, sigma_min=0.0)
+    x1_hat = PROBLEM.flow(x_next, t_next, jnp.ones(ROWS))
+    assert_equal(ours, (x1_hat - p.xt) / (1 - p.t)[:, None, None, None])
+    last = t_next == 1
+    exact = (p.x1 - p.xt) / (1 - p.t)[:, None, None, None]
+    assert_equal(ours[last], exact[last])
+
+
+def test_consistency_training_stages() -> None:
+    """1, 2, ..., 64 bins, each for a seventh of the training."""
+    objective = consistency_training.ConsistencyTraining()
+    bins = [float(objective.bins(jnp.asarray(step), 7000)) for step in range(0, 7000, 1000)]
+    assert bins == [1, 2, 4, 8, 16, 32, 64]
+    assert float(objective.bins(jnp.asarray(999), 7000)) == 1
+    assert float(objective.bins(jnp.asarray(6999), 7000)) == 64
+
+
+TEACHER_AND_STUDENT = {
+    "teacher": {"is_teacher": np.array(True)},
+    "target": {"is_teacher": np.array(False)},
+}
+
+
+def teacher_and_student(teacher: Any, student: Any) -> Any:
+    """A network that is one function with the teacher's parameters and another with others."""
+
+    def network(
+        params: Any, x: jax.Array, t: jax.Array, d: jax.Array, labels: jax.Array
+    ) -> jax.Array:
+        assert (d == 1).all()
+        return (teacher if params["is_teacher"] else student)(x, t, labels)
+
+    return network
+
+
+@pytest.mark.parametrize("stage", [0, 3, 6])
+def test_progressive_distillation(stage: int) -> None:
+    """A teacher with the exact u(x, t, d/2) gives the exact u(x, t, d), d = 2^(stage + 1) / M."""
+    p = Points()
+    d = 2.0 ** (stage + 1) / 128
+    network = teacher_and_student(
+        lambda x, t, labels: PROBLEM.mean_velocity(x, t, jnp.full_like(t, d / 2)), None
+    )
+    inputs = PROBLEM.inputs(p.x1, apply=network, emas=TEACHER_AND_STUDENT)
+    objective = progressive_distillation.ProgressiveDistillation(clip=0.0)
+    t = jnp.floor(p.t / d) * d
+    targets = objective.targets(inputs, p.xt, t, p.labels, jnp.asarray(stage))
+    assert_equal(targets, PROBLEM.mean_velocity(p.xt, t, jnp.full_like(t, d)))
+
+
+def test_progressive_distillation_guides_in_the_first_stage() -> None:
+    """v_null + w (v - v_null) of the teacher at stage 0, v at all others."""
+    p = Points()
+    network = teacher_and_student(
+        lambda x, t, labels: jnp.full_like(x, 3.0) - 2.0 * (labels == 0)[:, None, None, None], None
+    )
+    inputs = PROBLEM.inputs(p.x1, apply=network, emas=TEACHER_AND_STUDENT)
+    objective = progressive_distillation.ProgressiveDistillation(clip=0.0, guidance=1.5)
+    for stage, value in ((0, 3 + 1.5 * (1 - 3)), (1, 1.0), (6, 1.0)):
+        targets = objective.targets(inputs, p.xt, p.t, p.labels, jnp.asarray(stage))
+        assert_equal(targets, jnp.full_like(p.xt, value))
+
+
+def test_progressive_distillation_renews_its_teacher() -> None:
+    """The student's average takes the teacher's place at the end of each stage, and only then."""
+    objective = progressive_distillation.ProgressiveDistillation(target_ema="target")
+    emas = {"teacher": {"w": jnp.zeros(2)}, "target": {"w": jnp.ones(2)}, "evaluation": {}}
+    renewals = [
+        step
+        for step in range(700)
+        if objective.renewed(emas, jnp.asarray(step), 700)["teacher"]["w"].all()
+    ]
+    assert renewals == [99, 199, 299, 399, 499, 599]
+
+
+def test_consistency_distillation() -> None:
+    """A teacher with the exact u(x, t, 1/M) and a student with the exact u(x, t, 1 - t) agree."""
+    p = Points()
+    network = teacher_and_student(
+        lambda x, t, labels: PROBLEM.mean_velocity(x, t, jnp.full_like(t, 1 / 128)),
+        lambda x, t, labels: PROBLEM.mean_velocity(x, t, 1 - t),
+    )
+    inputs = PROBLEM.inputs(p.x1, apply=network, emas=TEACHER_AND_STUDENT)
+    objective = consistency_distillation.ConsistencyDistillation(clip=0.0)
+    t = jnp.floor(p.t * 128) / 128
+    targets = objective.targets(inputs, p.xt, t, p.labels)
+    assert_equal(targets, PROBLEM.mean_velocity(p.xt, t, 1 - t))
+
+
+def test_live_reflow() -> None:
+    """Eight Euler steps of the field at d = 1/M, guided: an affine map in closed form."""
+    p = Points()
+    guidance = 1.5
+
+    def network(
+        params: Any, x: jax.Array, t: jax.Array, d: jax.Array, labels: jax.Array
+    ) -> jax.Array:
+        shift = jnp.where(d == 1 / 128, 2.0 * (labels == NULL_LABEL), jnp.nan)
+        return PROBLEM.velocity(x, t) + base.along_rows(shift, x)
+
+    objective = live_reflow.LiveReflow(guidance=guidance)
+    ours = objective.generate(PROBLEM.inputs(p.x1, apply=network), p.x0, p.labels)
+    exact = np.asarray(p.x0, np.float64)
+    for i in range(8):
+        t = i / 8
+        slope = (t * 0.4**2 - (1 - t)) / ((1 - t) ** 2 + (t * 0.4) ** 2)
+        v = 0.7 + slope * (exact - t * 0.7)
+        exact = exact + (v + (1 - guidance) * 2.0) / 8
+    assert_equal(ours, exact)
+
+
+def numpy_curve(curve: str, t: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(a, b) and its first and second derivatives, differentiated by hand."""
+    if curve == "smoothstep":
+        a, da, dda = 3 * t**2 - 2 * t**3, 6 * t - 6 * t**2, 6 - 12 * t
+        return [(a, 1 - a), (da, -da), (dda, -dda)]
+    s = 1 - t
+    a = np.exp(-19.9 * s**2 / 4 - 0.1 * s / 2)
+    rate = 19.9 * s / 2 + 0.05
+    da, dda = a * rate, a * (rate**2 - 19.9 / 2)
+    b = np.sqrt(1 - a**2)
+    db = -a * da / b
+    return [(a, b), (da, db), (dda, -(da**2 + a * dda + db**2) / b)]
+
+
+@pytest.mark.parametrize("curve", ["smoothstep", "variance_preserving"])
+def test_high_order_loss_row_by_row(curve: str) -> None:
+    """Every row's two errors against the equations in numpy, from the rows that the network saw.
+
+    The network is a function of everything it is told, so that each row must have its own x_t, t,
+    d and label, and bootstrap rows the two half steps of the second order.
+    """
+    seen: list[tuple[np.ndarray, ...]] = []
+
+    def field(x: Any, t: Any, d: Any, labels: Any, xp: Any = np) -> Any:
+        t, d, y = (xp.reshape(v, (-1, 1, 1, 1)) for v in (t, d, labels))
+        u1 = xp.sin(2 * x + 3 * t) + d * x + 0.3 * y
+        return xp.concatenate([u1, xp.cos(x - t) * (1 + d) - 0.2 * y], axis=-1)
+
+    def network(
+        params: Any, x: jax.Array, t: jax.Array, d: jax.Array, labels: jax.Array
+    ) -> jax.Array:
+        seen.append(tuple(np.asarray(v) for v in (x, t, d, labels)))
+        return field(x, t, d, labels, jnp)
+
+    _, x1 = PROBLEM.pairs(ROWS)
+    objective = high_order.HighOrder(curve=curve, clip=0.0, acceleration_weight=0.7)
+    inputs = PROBLEM.inputs(x1, apply=network, step=jnp.asarray(3))
+    loss, metrics = objective.loss(inputs)
+
+    x, t, d, labels = seen[-1]  # The last call is that of the trained weights on all rows.
+    boot = np.arange(ROWS) % 4 == 0
+    assert (d[~boot] == 1 / 128).all()
+    assert set(d[boot]) == {2.0**-level for level in range(7)}
+    assert (t % d == 0).all() and (t + d <= 1).all()
+    assert (labels[boot] == 0).all()
+
+    (a, b), (da, db), (dda, ddb) = (
+        [c[:, None, None, None] for c in pair] for pair in numpy_curve(curve, t)
+    )
+    data = np.asarray(x1)
+    noise = (x - a * data) / b
+    assert abs(noise.mean()) < 0.3 and abs(noise.std() - 1) < 0.2
+    target = np.concatenate([da * data + db * noise, dda * data + ddb * noise], axis=-1)
+    half = d[boot][:, None, None, None] / 2
+    first = field(x[boot], t[boot], d[boot] / 2, labels[boot])
+    moved = x[boot] + half * first[..., :2] + half**2 / 2 * first[..., 2:]
+    second = field(moved, t[boot] + d[boot] / 2, d[boot] / 2, labels[boot])
+    both = first + second
+    target[boot] = np.concatenate([both[..., :2] / 2, both[..., 2:] / 4], axis=-1)
+    squares = (field(x, t, d, labels) - target) ** 2
+    of_u1, of_u2 = squares[..., :2].mean((1, 2, 3)), squares[..., 2:].mean((1, 2, 3))
+
+    np.testing.assert_allclose(metrics["loss_velocity"], of_u1[~boot], rtol=1e-8)
+    np.testing.assert_allclose(metrics["loss_acceleration"], of_u2[~boot], rtol=1e-8)
+    np.testing.assert_allclose(metrics["loss_bootstrap"], of_u1[boot], rtol=1e-8)
+    np.testing.assert_allclose(metrics["loss_bootstrap_acceleration"], of_u2[boot], rtol=1e-8)
+    _, speeds, accelerations = (
+        np.square(pair) for pair in numpy_curve(curve, np.arange(128) / 128)
+    )
+    c = 0.7 * speeds.mean() / accelerations.mean()
+    np.testing.assert_allclose(loss, (of_u1 + c * of_u2).mean(), rtol=1e-8)
+
+
+def test_high_order_steps_add_up() -> None:
+    """One step of 2d with the targets moves as far as the two steps of d that made them."""
+    p = Points()
+
+    def network(
+        params: Any, x: jax.Array, t: jax.Array, d: jax.Array, labels: jax.Array
+    ) -> jax.Array:
+        t = base.along_rows(t, x)
+        return jnp.concatenate([jnp.sin(2 * x + t), 5 * jnp.cos(x - t)], axis=-1)
+
+    inputs = PROBLEM.inputs(p.x1, apply=network)
+    targets = high_order.HighOrder(clip=0.0).bootstrap_targets(inputs, p.xt, p.t, p.d, p.labels)
+    x, half = p.xt, base.along_rows(p.d / 2, p.xt)
+    for t in (p.t, p.t + p.d / 2):
+        u1, u2 = jnp.split(network(None, x, t, p.d / 2, p.labels), 2, axis=-1)
+        x = x + half * u1 + half**2 * u2 / 2
+    d, (u1, u2) = 2 * half, jnp.split(targets, 2, axis=-1)
+    assert_equal(p.xt + d * u1 + d**2 * u2 / 2, x)
+
+
+def test_high_order_refuses_to_leave_the_acceleration_untrained() -> None:
+    with pytest.raises(ValueError, match="acceleration_weight"):
+        high_order.HighOrder(acceleration_weight=0.0)
+    with pytest.raises(ValueError, match="smoothstep or variance_preserving"):
+        high_order.HighOrder(curve="straight")
+
+
+def test_diffusion_schedule() -> None:
+    """a_k = prod (1 - beta), beta linear from 1e-4 to 0.02 over 1000 steps; 1 at t = 1."""
+    objective = diffusion.Diffusion()
+    betas = np.linspace(1e-4, 0.02, 1000)
+    expected = {1.0: 1.0, 0.999: 1 - 1e-4, 0.0: np.prod(1 - betas), 0.5: np.prod(1 - betas[:500])}
+    for t, value in expected.items():
+        np.testing.assert_allclose(objective.alpha_bar(t), value, rtol=1e-12)
+
+
+def exact_noise(params: Any, x: jax.Array, t: jax.Array, d: jax.Array, labels: Any) -> jax.Array:
+    """E[x_0 | x_t] on diffusion's path: sqrt(1 - a) (x - sqrt(a) m) / (a s^2 + 1 - a)."""
+    a = base.along_rows(diffusion.Diffusion().alpha_bar(t), x)
+    return jnp.sqrt(1 - a) * (x - jnp.sqrt(a) * 0.7) / (a * 0.4**2 + 1 - a)
+
+
+def test_diffusion_loss() -> None:
+    """At the exact prediction the loss is the noise's variance given x_t, a s^2 / (a s^2 + 1 - a).
+
+    Averaged over the rows' times; any other prediction has a larger loss.
+    """
+    _, x1 = PROBLEM.pairs(200_000)
+    objective = diffusion.Diffusion()
+    loss, _ = objective.loss(PROBLEM.inputs(x1, apply=exact_noise))
+    a = objective.alpha_bar(jnp.arange(1000) / 1000)
+    assert float(loss) == pytest.approx(float(jnp.mean(a * 0.16 / (a * 0.16 + 1 - a))), abs=2e-3)
+
+
+def test_diffusion_sampler_converges_to_the_flow() -> None:
+    """DDIM on the exact prediction arrives where the probability flow does, x_1 = m + s z.
+
+    z is the start's number of standard deviations. The error falls with the number of steps.
+    """
+    p = Points()
+    objective = diffusion.Diffusion()
+    a = objective.alpha_bar(0.0)
+    z = (p.x0 - jnp.sqrt(a) * 0.7) / jnp.sqrt(a * 0.16 + 1 - a)
+    errors = {}
+    for num_steps in (50, 100, 500, 1000):
+        x1 = objective.sample(
+            lambda x, t, d, labels: exact_noise(None, x, t, d, labels),
+            p.x0,
+            p.labels,
+            num_steps,
+            jax.random.split(jax.random.key(0), ROWS),
+        )
+        errors[num_steps] = float(jnp.max(jnp.abs(x1 - (0.7 + 0.4 * z))))
+    assert errors[1000] < errors[500] < errors[100] < errors[50]
+    assert errors[1000] < 0.01
+
+
+def test_every_objective_is_here() -> None:
+    """A method's target must be checked before it is offered."""
+    checked = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
+    covered = {name for name in OBJECTIVES if any(test.startswith(name) for test in checked)}
+    assert set(OBJECTIVES) - covered <= {"flow_matching"}

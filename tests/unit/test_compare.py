@@ -62,6 +62,9 @@ def test_count_flops() -> None:
 
 def test_cost_of_shortcut(config: ConfigDict) -> None:
     """(3 + 2 k) / 3 of flow matching, k = 1/4, less what needs no gradient."""
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.objective.shortcut.bootstrap_share = 0.25
     flops = {
         name: compare.training_flops(compare.method_config(config, name, 0))
         for name in ("flow_matching", "shortcut", "diffusion")

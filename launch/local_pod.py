@@ -53,7 +53,9 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def run_on_hosts(arguments: Sequence[str], hosts: int, chips_per_host: int, logs: Path) -> None:
+def run_on_hosts(
+    arguments: Sequence[str], hosts: int, chips_per_host: int, logs: Path, max_restarts: int = 0
+) -> None:
     """Runs `python -m ARGUMENTS` once a host; the first one's standard output is shown.
 
     As on a pod, one process that dies ends them all, and all start again.
@@ -80,7 +82,7 @@ def run_on_hosts(arguments: Sequence[str], hosts: int, chips_per_host: int, logs
             for host in range(hosts)
         ]
 
-    policy = Policy(max_restarts=flags.FLAGS.max_restarts, longest_delay=10)
+    policy = Policy(max_restarts=max_restarts, longest_delay=10)
     if supervise(members, policy) is End.STOPPED:
         raise KeyboardInterrupt
 
@@ -93,7 +95,8 @@ def main() -> None:
     workdir = Path(values.workdir or f"runs/{path.stem}")
 
     def run(*arguments: str, hosts: int = values.hosts) -> None:
-        run_on_hosts(arguments, hosts, values.chips_per_host, workdir / "logs")
+        logs = workdir / "logs"
+        run_on_hosts(arguments, hosts, values.chips_per_host, logs, values.max_restarts)
 
     if not (Path(config.data.path) / MANIFEST).is_file() and config.data.source:
         run(

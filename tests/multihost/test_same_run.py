@@ -41,5 +41,5 @@ def test_hosts_change_nothing(digits_path, tmp_path):
 def test_a_failing_host_ends_all_and_is_named(tmp_path):
     """The others wait in a collective for ever; the launcher ends them and says what happened."""
     arguments = ("tests.multihost.worker", str(tmp_path / "nowhere"), str(tmp_path), "1")
-    with pytest.raises(UserError, match=r"worker ended with status 1 on host \d: .*manifest.json"):
+    with pytest.raises(UserError, match=r"worker on host \d ended with status 1: .*manifest.json"):
         run_on_hosts(arguments, 2, 1, tmp_path / "logs")

@@ -55,16 +55,16 @@ def test_data_parallel_shortcut_moves_what_flow_matching_moves(tiny_config, devi
 
 def test_rows_stay_where_they_are(tiny_config, devices):
     """A batch laid out over the mesh is split and merged into rows of two kinds without moving."""
-    from shortcut_tpu.objectives.shortcut import _append, _detach, _put, _take
+    from shortcut_tpu.objectives.rows import append, detach, put, take
 
     mesh = partitioning.make_mesh((8, 1, 1), devices)
     rows = partitioning.rows(mesh)
 
     @jax.jit
     def shuffle(x):
-        kept = _put(x, 4, _take(x, 4) * 2)
-        both, extra = _detach(_append(kept, _take(kept, 2), 2), 2)
-        return jax.lax.with_sharding_constraint(_put(both, 2, extra + 1), rows)
+        kept = put(x, 4, take(x, 4) * 2)
+        both, extra = detach(append(kept, take(kept, 2), 2), 2)
+        return jax.lax.with_sharding_constraint(put(both, 2, extra + 1), rows)
 
     compiled = shuffle.lower(jax.ShapeDtypeStruct((64, 3), "float32", sharding=rows)).compile()
     assert collectives(compiled) == {}

@@ -270,5 +270,5 @@ def test_impossible_hyperparameters_are_refused(options, message):
 
 
 def test_unknown_objective_names_the_known():
-    with pytest.raises(ValueError, match="'short' is none of flow_matching, shortcut"):
+    with pytest.raises(ValueError, match="'short' is none of flow_matching, diffusion, shortcut, "):
         make_objective({"name": "short"})

@@ -24,6 +24,7 @@ from data_pipeline.manifest import Manifest
 from data_pipeline.records import LatentReader, write_shard
 from shortcut_tpu.checkpoints import Checkpoints
 from shortcut_tpu.config import differences
+from shortcut_tpu.objectives import Objective
 from shortcut_tpu.train import train
 from shortcut_tpu.train_state import TrainState
 from shortcut_tpu.train_step import make_train_step
@@ -50,12 +51,12 @@ def test_changes_are_named_one_by_one():
     config.evaluation.steps = (1, 2)
     del before["train"]["max_skipped"]
     changes = [
-        "batch_size: 128 -> 64",
-        "evaluation.steps: [1, 4, 128] -> [1, 2]",
+        "batch_size: 256 -> 64",
+        "evaluation.steps: [1, 4, 32] -> [1, 2]",
         "train.max_skipped: 'absent' -> 10",
     ]
     assert differences(before, config) == changes
-    with pytest.raises(UserError, match=r"batch_size: 128 -> 64; .*--allow_config_change"):
+    with pytest.raises(UserError, match=r"batch_size: 256 -> 64; .*--allow_config_change"):
         check_config(before, config, allow_change=False)
     check_config(before, config, allow_change=True)
 
@@ -84,7 +85,7 @@ def make_step(max_skipped: int):
     """A step whose gradient is the mean of the batch, and its first state."""
     model = types.SimpleNamespace(init=lambda key: {"w": jnp.ones(3)}, apply=None, null_label=10)
 
-    class Mean:
+    class Mean(Objective):
         def loss(self, inputs):
             loss = (inputs.params["w"] * inputs.x1.mean()).sum()
             return loss, {}
@@ -98,6 +99,7 @@ def make_step(max_skipped: int):
         latent_scale=1.0,
         seed=0,
         row_shards=1,
+        num_steps=100,
         max_skipped=max_skipped,
     )
     return jax.jit(step), TrainState.create(jax.random.key(0), model, optimizer, decays)

@@ -45,7 +45,7 @@ class Generator:
         self.experiment = experiment
         self._autoencoder = autoencoder
         self._guidance = guidance
-        self._seed = seed
+        self.seed = seed
 
     def latents(
         self, params: Any, indices: jax.Array, labels: jax.Array, num_steps: int
@@ -55,8 +55,8 @@ class Generator:
         velocity = samplers.guided(
             functools.partial(model.apply, params), self._guidance, model.null_label
         )
-        x0 = sample_noise(self._seed, indices, self.experiment.latent_shape)
-        keys = sample_keys(self._seed, indices)
+        x0 = sample_noise(self.seed, indices, self.experiment.latent_shape)
+        keys = sample_keys(self.seed, indices)
         return self.experiment.objective.sample(velocity, x0, labels, num_steps, keys)
 
     @functools.cache  # noqa: B019  (a generator lives as long as its command)

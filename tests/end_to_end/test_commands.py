@@ -220,7 +220,8 @@ def test_sample_draws_what_is_asked_for(job, tmp_path):
         ),
     ],
 )
-def test_mistakes_end_in_one_clear_line(job, module, arguments, message):
+def test_mistakes_end_in_one_clear_line(job, module, arguments, message, tmp_path):
+    arguments = [a.replace("--workdir=w", f"--workdir={tmp_path}/w") for a in arguments]
     folder, _ = job
     names = {"RECORDS": str(folder / "records"), "RUN": str(folder / "run")}
     for name, path in names.items():

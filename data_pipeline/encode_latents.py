@@ -13,7 +13,6 @@ from dataclasses import asdict, replace
 import json
 from pathlib import Path
 import shutil
-import sys
 from typing import Any
 
 from absl import app, flags
@@ -22,13 +21,16 @@ import numpy as np
 
 from data_pipeline import manifest as manifest_lib
 from data_pipeline.autoencoders import Autoencoder, load_autoencoder
+from data_pipeline.command_line import parse_flags, required
 from data_pipeline.errors import UserError, exit_on_user_error
 from data_pipeline.progress import progress_bar
 from data_pipeline.records import Field, Manifest, Shard, file_sha256, write_shard
 from data_pipeline.sources import Source, open_source
 
 _NOTES = "unfinished"  # Holds the plan and a note on every finished shard until all are there.
-_BATCH = 256
+_MAX_BATCH = 256
+# An SD VAE takes about 1.5 KiB a pixel to encode: 32 images of 256x256 are 3 GiB.
+_BATCH_PIXELS = 2**21
 
 # A shard is whole in memory before it is written, 2 GiB of the largest ImageNet latents; smaller
 # ones make more files, and batches drawn from more files read more slowly.
@@ -80,12 +82,13 @@ def encode(
     # One batch size for the jitted function, and batches that never straddle shards: a record's
     # bytes must not depend on where a run was broken.
     encode_fn = jax.jit(autoencoder.encode)
+    batch = _batch_size(source.image_shape)
     with progress_bar("images", missing) as advance:
         for path, (start, stop) in ranges.items():
             records = np.empty(stop - start, plan.record_dtype)
-            for first in range(start, stop, _BATCH):
-                end = min(first + _BATCH, stop)
-                _fill(records[first - start : end - start], source, first, encode_fn)
+            for first in range(start, stop, batch):
+                end = min(first + batch, stop)
+                _fill(records[first - start : end - start], source, first, encode_fn, batch)
                 advance(end - first)
             shards[path] = write_shard(path, records)
             if (output / _NOTES).is_dir():
@@ -178,10 +181,17 @@ def _is_intact(path: Path, shard: Shard | None) -> bool:
     return shard is not None and path.is_file() and file_sha256(path) == shard.sha256
 
 
-def _fill(records: np.ndarray, source: Source, first: int, encode_fn: EncodeFn) -> None:
-    """Encodes the images from number `first` on into records [n], n at most _BATCH."""
+def _batch_size(image_shape: tuple[int, ...]) -> int:
+    """How many images are encoded at once: a function of their size alone, as bytes must be."""
+    return max(min(_BATCH_PIXELS // (image_shape[0] * image_shape[1]), _MAX_BATCH), 1)
+
+
+def _fill(
+    records: np.ndarray, source: Source, first: int, encode_fn: EncodeFn, batch_size: int
+) -> None:
+    """Encodes the images from number `first` on into records [n], n at most `batch_size`."""
     images, labels = source.read(first, first + len(records))
-    images = np.pad(images, [(0, _BATCH - len(images)), (0, 0), (0, 0), (0, 0)])
+    images = np.pad(images, [(0, batch_size - len(images)), (0, 0), (0, 0), (0, 0)])
     names = records.dtype.names or ()
     for suffix, batch in (("", images), ("_flipped", images[:, :, ::-1])):
         if f"mean{suffix}" not in names:
@@ -209,28 +219,17 @@ def _define_flags() -> None:
     flags.DEFINE_bool("flips", False, "Whether to keep the latents of the mirrored images too.")
 
 
-def _parse(arguments: Sequence[str]) -> list[str]:
-    if {"--help", "-help", "-h"} & set(arguments):
-        app.usage(shorthelp=True, writeto_stdout=True)
-        sys.exit(0)
-    try:
-        return flags.FLAGS(arguments)
-    except flags.Error as error:
-        raise UserError(str(error)) from None
-
-
 def main(argv: Sequence[str]) -> None:
     """Runs the command; the flags are those of `_define_flags`."""
     if argv[1:]:
         raise UserError(f"unknown argument {argv[1]!r}; see --help")
     values = flags.FLAGS
-    for name, meaning in (("source", "the images"), ("output", "the folder for the records")):
-        if not values[name].value:
-            raise UserError(f"--{name} is missing: {meaning}; see --help")
+    source = required("source", "the images, such as digits or npz:FILE")
+    output = required("output", "the folder for the records")
     manifest, encoded = encode(
-        open_source(values.source),
+        open_source(source),
         load_autoencoder(values.autoencoder),
-        Path(values.output),
+        Path(output),
         shard_records=values.shard_records,
         flips=values.flips,
     )
@@ -243,4 +242,4 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     _define_flags()
-    app.run(exit_on_user_error(main), flags_parser=exit_on_user_error(_parse))
+    app.run(exit_on_user_error(main), flags_parser=exit_on_user_error(parse_flags))

@@ -1,5 +1,7 @@
 """Errors that the user of a command can cause, and how a command reports them.
 
+A supervisor, if there is one, is told that starting again is of no use.
+
 Usage:
     raise UserError(f"{path}: no such file")
 
@@ -11,6 +13,8 @@ from collections.abc import Callable
 import functools
 import sys
 from typing import ParamSpec, TypeVar
+
+from data_pipeline import outcome
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -39,6 +43,7 @@ def exit_on_user_error(main: Callable[P, R]) -> Callable[P, R]:
         try:
             return main(*args, **kwargs)
         except UserError as error:
+            outcome.report(outcome.REFUSED)
             print("error:", " ".join(str(error).splitlines()), file=sys.stderr)
             sys.exit(1)
         except KeyboardInterrupt:

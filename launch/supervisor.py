@@ -4,7 +4,7 @@
 
 The arguments after -- are Python's. In a group one process that dies ends all, and all start again.
 A command that ends by itself with status 0 is done. One that was asked to end before it was done
-(see `shortcut_tpu.outcome`) is started again; one that a person has to mend is not. SIGTERM is
+(see `data_pipeline.outcome`) is started again; one that a person has to mend is not. SIGTERM is
 passed on, and the processes have --grace_seconds to save; the status is then 143, so that a cluster
 does not take the run for finished.
 """
@@ -24,8 +24,8 @@ import time
 from typing import IO
 import uuid
 
+from data_pipeline import outcome
 from data_pipeline.errors import UserError, exit_on_user_error
-from shortcut_tpu import outcome
 
 _POLL_SECONDS = 0.1
 # How the lines begin that say more than the last one: a user error's, the watchdog's.

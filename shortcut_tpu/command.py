@@ -20,9 +20,23 @@ from typing import Any, TypeVar
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from data_pipeline import outcome
+from data_pipeline.command_line import parse_flags, required
 from data_pipeline.errors import UserError, exit_on_user_error
 from shortcut_tpu import config as config_lib
-from shortcut_tpu import distributed, outcome
+from shortcut_tpu import distributed
+
+__all__ = [
+    "checked",
+    "config",
+    "config_path",
+    "define_config",
+    "define_json",
+    "integers",
+    "required",
+    "run",
+    "write_json",
+]
 
 T = TypeVar("T")
 
@@ -42,31 +56,17 @@ def run(main: Callable[[], None], define_flags: Callable[[], None]) -> None:
         try:
             main()
         except Exception as error:
-            if isinstance(error, UserError):
-                outcome.report(outcome.REFUSED)
             if distributed.has_peers():
                 # An orderly end would wait for the peers, and they wait for this process.
                 _end_at_once(error)
             raise
 
-    app.run(exit_on_user_error(guarded), flags_parser=exit_on_user_error(_refused(_parse)))
-
-
-def _refused(parse: Callable[[Sequence[str]], T]) -> Callable[[Sequence[str]], T]:
-    """Tells the supervisor that starting again with the same flags is of no use."""
-
-    def wrapped(arguments: Sequence[str]) -> T:
-        try:
-            return parse(arguments)
-        except UserError:
-            outcome.report(outcome.REFUSED)
-            raise
-
-    return wrapped
+    app.run(exit_on_user_error(guarded), flags_parser=exit_on_user_error(_parse))
 
 
 def _end_at_once(error: Exception) -> None:
     if isinstance(error, UserError):
+        outcome.report(outcome.REFUSED)
         print("error:", " ".join(str(error).splitlines()), file=sys.stderr)
     else:
         traceback.print_exception(error)
@@ -90,13 +90,7 @@ def define_json() -> None:
 
 
 def _parse(arguments: Sequence[str]) -> list[str]:
-    if {"--help", "-help", "-h"} & set(arguments):
-        app.usage(shorthelp=True, writeto_stdout=True)
-        sys.exit(0)
-    try:
-        return flags.FLAGS(config_lib.prepare_arguments(arguments))
-    except flags.Error as error:
-        raise UserError(str(error)) from None
+    return parse_flags(config_lib.prepare_arguments(arguments))
 
 
 def config() -> Any:
@@ -114,18 +108,6 @@ def config_path() -> Path:
     """The file that --config named, whether by name or by path."""
     flag: Any = flags.FLAGS["config"]
     return Path(flag.config_filename)
-
-
-def required(name: str, meaning: str) -> str:
-    """The value of a flag that must be given.
-
-    Raises:
-      UserError: it was not.
-    """
-    value = flags.FLAGS[name].value
-    if not value:
-        raise UserError(f"--{name} is missing: {meaning}")
-    return value
 
 
 def integers(name: str) -> tuple[int, ...]:

@@ -19,8 +19,8 @@ import time
 
 from etils import epath
 
+from data_pipeline import outcome
 from data_pipeline.errors import UserError
-from shortcut_tpu import outcome
 
 _FILE = "lease.json"
 

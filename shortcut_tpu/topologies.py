@@ -7,6 +7,7 @@ Usage:
 
 from collections.abc import Sequence
 import dataclasses
+import importlib.util
 import re
 
 import jax
@@ -97,6 +98,10 @@ class Topology:
         Raises:
           UserError: libtpu is not installed or does not know the slice.
         """
+        if importlib.util.find_spec("libtpu") is None:
+            raise UserError(
+                "libtpu, the TPU compiler, is not installed; launch/setup_venv.sh tpu installs it"
+            )
         # Without "megacore" a v4 chip is two devices of half the memory.
         options = {"chip_config_name": "megacore"} if self.generation == "v4" else {}
         shape = "x".join(map(str, self.grid))
@@ -105,10 +110,6 @@ class Topology:
                 f"{self.generation}:{shape}", platform="tpu", **options
             ).devices
         except (jax.errors.JaxRuntimeError, RuntimeError, ValueError) as error:
-            if "libtpu" in str(error).lower():
-                raise UserError(
-                    "libtpu, the TPU compiler, is not installed: pip install 'shortcut_tpu[tpu]'"
-                ) from None
             raise UserError(f"{self.name}: {str(error).splitlines()[0]}") from None
 
 

@@ -14,11 +14,12 @@ from etils import epath
 import jax
 from ml_collections import ConfigDict
 
+from data_pipeline import outcome
 from data_pipeline.autoencoders import load_autoencoder
 from data_pipeline.errors import UserError
 from data_pipeline.loader import make_loader
 from data_pipeline.manifest import Manifest
-from shortcut_tpu import command, distributed, outcome, partitioning, skipping
+from shortcut_tpu import command, distributed, partitioning, skipping
 from shortcut_tpu import config as config_lib
 from shortcut_tpu import workdir as workdir_lib
 from shortcut_tpu.checkpoints import Checkpoints

@@ -15,9 +15,10 @@ import uuid
 from etils import epath
 from ml_collections import ConfigDict
 
+from data_pipeline import outcome
 from data_pipeline.errors import UserError
 from shortcut_tpu import config as config_lib
-from shortcut_tpu import distributed, outcome
+from shortcut_tpu import distributed
 from shortcut_tpu.lease import Lease
 
 _LOCK = ".lock"

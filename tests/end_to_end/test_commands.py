@@ -141,6 +141,16 @@ def test_sample_draws_what_is_asked_for(job, tmp_path):
 @pytest.mark.parametrize(
     ("module", "arguments", "message"),
     [
+        (
+            "launch.local_pod",
+            (
+                "--config=digits",
+                "--workdir=w",
+                "--config.data.path=nowhere",
+                "--config.data.source=npz:none",
+            ),
+            "none: not a readable npz archive",
+        ),
         ("shortcut_tpu.train", ("--workdir=w",), "--config is missing; there are celebahq256_b"),
         ("shortcut_tpu.train", ("--config=digits",), "--workdir is missing"),
         ("shortcut_tpu.train", ("--config=digit", "--workdir=w"), "neither a file"),
@@ -229,6 +239,7 @@ def test_mistakes_end_in_one_clear_line(job, module, arguments, message, tmp_pat
     done = command(module, *arguments)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
+    assert "starting again" not in done.stderr
     assert message in done.stderr.splitlines()[-1]
 
 

@@ -15,9 +15,10 @@ import shutil
 import signal
 import stat
 import subprocess
-import sys
 import threading
 from typing import Any
+
+from tests.multihost import pods
 
 ROOT = Path(__file__).parents[2]
 _PREFIX = r"/v2/(projects/p/locations/[^/]+)"
@@ -266,19 +267,7 @@ class FakeCloud:
 @contextlib.contextmanager
 def tpu_pod(cloud: FakeCloud, *arguments: str, log: Path) -> Iterator[subprocess.Popen]:
     """Runs `python -m launch.tpu_pod` against a cloud, its output in a file; ends its session."""
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "launch.tpu_pod", "--zone=us-x1-a", *arguments],
-            cwd=ROOT,
-            env=cloud.gcloud_environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
-    try:
+    log.unlink(missing_ok=True)
+    command = ["-m", "launch.tpu_pod", "--zone=us-x1-a", *arguments]
+    with pods.started(command, cloud.gcloud_environment(), log) as process:
         yield process
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()

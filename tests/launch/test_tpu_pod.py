@@ -126,6 +126,19 @@ for _ in {1..600}; do sleep 0.1; done
     assert last(text) == "error: the run ended with status 143; its log is above"
 
 
+def test_a_step_that_does_not_fit_costs_nothing(cloud, tmp_path):
+    pytest.importorskip("libtpu", reason="preflight needs the TPU compiler")
+    arguments = [argument for argument in POD if argument != "--nopreflight"]
+    status, output = run(
+        cloud, *arguments, f"--workdir={tmp_path / 'run'}", "--config.batch_size=30"
+    )
+    assert status == 1
+    assert last(output).startswith("error: ")
+    assert "batch sizes that can" in last(output)
+    assert not cloud.requests
+    assert not (tmp_path / "run").exists()
+
+
 def test_slices_are_asked_for_together(cloud, tmp_path):
     workdir = f"--workdir={tmp_path / 'run'}"
     status, output = run(cloud, *POD, workdir, "--slices=2")

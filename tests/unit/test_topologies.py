@@ -1,5 +1,7 @@
 """Names of pods, as Google counts them."""
 
+import importlib.util
+
 import pytest
 
 from data_pipeline.errors import UserError
@@ -28,3 +30,9 @@ def test_names_become_grids(name, grid, hbm_gib):
 def test_unknown_pods_are_refused(name):
     with pytest.raises(UserError, match=f"--topology={name}: "):
         Topology.parse(name)
+
+
+def test_without_the_compiler_it_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="launch/setup_venv.sh tpu installs it"):
+        Topology.parse("v5e-4").devices()

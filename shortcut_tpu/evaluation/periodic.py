@@ -3,7 +3,7 @@
 from collections.abc import Callable
 import functools
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from etils import epath
 import jax
@@ -16,9 +16,7 @@ from shortcut_tpu.evaluation.generator import balanced_labels, make_generator, u
 from shortcut_tpu.experiment import Experiment
 from shortcut_tpu.observability import sheets
 from shortcut_tpu.observability.console import say
-
-if TYPE_CHECKING:
-    from clu import metric_writers
+from shortcut_tpu.observability.writers import Writer
 
 _SHEET_COLUMNS = 10
 
@@ -30,7 +28,7 @@ class PeriodicEvaluation:
         self,
         experiment: Experiment,
         autoencoder: Autoencoder,
-        writer: "metric_writers.MetricWriter",
+        writer: Writer,
         folder: epath.Path,
         progress: Callable[[int], None] = lambda more: None,
     ):

@@ -2,22 +2,52 @@
 
 from collections.abc import Mapping
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from etils import epath
 import jax
 
-if TYPE_CHECKING:
-    from clu import metric_writers
+
+class Writer(Protocol):
+    """What a run needs of CLU's MetricWriter."""
+
+    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+        """Adds a point to each curve."""
+
+    def write_images(self, step: int, images: Mapping[str, Any]) -> None:
+        """Adds images [N, H, W, C] in [0, 1] by name."""
+
+    def flush(self) -> None:
+        """Returns when all is written."""
+
+    def close(self) -> None:
+        """Ends it."""
 
 
-def make_writer(workdir: epath.Path, config: Mapping[str, Any]) -> "metric_writers.MetricWriter":
+class _Silent:
+    """Stands on every host but the first, which so need not load TensorFlow."""
+
+    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+        pass
+
+    def write_images(self, step: int, images: Mapping[str, Any]) -> None:
+        pass
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def make_writer(workdir: epath.Path, config: Mapping[str, Any]) -> Writer:
     """A writer into `workdir`, with the config as text; it must be closed."""
+    if jax.process_index() != 0:
+        return _Silent()
     # CLU imports TensorFlow, which takes seconds: a mistyped flag should not have to wait for it.
     from clu import metric_writers
 
-    first = jax.process_index() == 0
-    writer = metric_writers.create_default_writer(str(workdir), just_logging=not first)
+    writer = metric_writers.create_default_writer(str(workdir))
     text = json.dumps(config, indent=2, sort_keys=True)
     # Four spaces make a code block of TensorBoard's Markdown.
     indented = "\n".join(f"    {line}" for line in text.splitlines())

@@ -10,10 +10,10 @@ import time
 import jax
 import numpy as np
 
-from launch.local_pod import host_environment
 from shortcut_tpu import config as config_lib
 from shortcut_tpu.checkpoints import Checkpoints
 from shortcut_tpu.experiment import Experiment
+from tests.multihost import pods
 
 OVERRIDES = (
     "--config.batch_size=32",
@@ -39,7 +39,7 @@ def start(workdir, digits_path):
             f"--workdir={workdir}",
             *OVERRIDES,
         ],
-        env=host_environment(chips_per_host=2),
+        env=pods.environment(workdir.parent / "cache", devices=2),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -26,8 +26,10 @@ def run(digits_path, output, hosts, chips_per_host):
     return whole | {"losses": parts[0]["losses"]}
 
 
-def test_hosts_change_nothing(digits_path, tmp_path):
+def test_hosts_change_nothing(digits_path, tmp_path, monkeypatch):
     """Rows to the last bit; the losses of 20 steps to 1e-5, for sums may be ordered otherwise."""
+    # Seven processes compile here; what they compute is the same.
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
     one = run(digits_path, tmp_path / "1", 1, 4)
     assert one["images"].shape == (32, _STEPS, 8, 8, 1)
     assert len(np.unique(one["noises"])) > 0.99 * one["noises"].size

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Runs all tests; the first call makes .venv. Arguments go to pytest.
+# Runs the tests; the first call makes .venv. Arguments go to pytest.
 #
 #   ./tests/run.sh
+#   ./tests/run.sh -m pods            # those that lose machines and find them again
 #   ./tests/run.sh -k shortcut -x
 set -euo pipefail
 cd "$(dirname "$0")/.."

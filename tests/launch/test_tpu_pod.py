@@ -183,6 +183,7 @@ def test_names_that_gcloud_would_refuse(cloud, name):
     assert not cloud.requests
 
 
+@pytest.mark.pods
 def test_a_whole_session_trains_on_four_workers_loses_one_is_preempted_and_finishes(tmp_path):
     cloud = FakeCloud(tmp_path, workers=4)
     cloud.boots = True

@@ -10,6 +10,8 @@ import pytest
 
 from tests.multihost import pods
 
+pytestmark = pytest.mark.pods
+
 SOAK = "SHORTCUT_TPU_SOAK"
 
 

@@ -6,8 +6,11 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 
 from tests.multihost import pods
+
+pytestmark = pytest.mark.pods
 
 
 def test_eight_devices_to_four_to_two_to_eight(tmp_path, lab):

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 
 FILE = "SHORTCUT_TPU_OUTCOME"
-# The same at every start by one supervisor, so that a run is not taken for another of itself.
+# The same at every start of a run, so that it is not taken for another of itself.
 RUN = "SHORTCUT_TPU_RUN"
 
 # Saved because it was asked to end before its work was done: start it again.

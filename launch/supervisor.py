@@ -186,7 +186,9 @@ class Group:
                 process.wait()
 
 
-def supervise(members: Callable[[], Sequence[Member]], policy: Policy) -> End:
+def supervise(
+    members: Callable[[], Sequence[Member]], policy: Policy, run: str | None = None
+) -> End:
     """Runs a group until it is done.
 
     Must be called by the main thread, for it listens to SIGTERM.
@@ -194,6 +196,7 @@ def supervise(members: Callable[[], Sequence[Member]], policy: Policy) -> End:
     Args:
       members: called at every start, for a start may need a port of its own.
       policy: when to start again.
+      run: the run's name for itself, by which it holds its workdir; one of its own by default.
 
     Returns:
       FINISHED or STOPPED.
@@ -203,7 +206,7 @@ def supervise(members: Callable[[], Sequence[Member]], policy: Policy) -> End:
     """
     asked: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
-    failures, run = 0, uuid.uuid4().hex
+    failures, run = 0, run or uuid.uuid4().hex
     try:
         while True:
             started = time.monotonic()
@@ -250,6 +253,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--max_restarts", type=int, default=policy.max_restarts)
     parser.add_argument("--first_delay", type=float, default=policy.first_delay)
     parser.add_argument("--grace_seconds", type=float, default=policy.grace_seconds)
+    parser.add_argument("--run", help="its name, the same on every machine it may move to")
     parser.add_argument("command", nargs="+")
     values = parser.parse_args(arguments)
     policy = Policy(
@@ -258,7 +262,7 @@ def main(arguments: Sequence[str]) -> None:
         grace_seconds=values.grace_seconds,
     )
     member = Member("the command", values.command, dict(os.environ))
-    if supervise(lambda: [member], policy) is End.STOPPED:
+    if supervise(lambda: [member], policy, values.run) is End.STOPPED:
         sys.exit(_STOPPED_STATUS)
 
 

@@ -2,13 +2,14 @@
 
   launch/tpu_pod.sh --config=imagenet256_xl --name=NAME --zone=us-central1-a \\
       --type=v5litepod-256 --workdir=gs://BUCKET/RUN
+  launch/tpu_pod.sh --job=evaluate ... --workdir=gs://BUCKET/RUN -- --steps=1,4,128
   launch/tpu_pod.sh --name=NAME --zone=us-central1-a --status     # or --logs, --stop, --delete
 
 Compiles the step for the pod here first. Then creates the pod or takes the one of that name, ships
 the code as committed through the workdir, and starts the run on every worker under the supervisor.
 Follows the log; a pod that is preempted is deleted and created anew, and goes on from the newest
 checkpoint. Ctrl-C leaves the pod running. Overrides --config.KEY=VALUE, and arguments after --,
-reach `train`. --dry_run prints the commands and runs none.
+reach the command that runs. --dry_run prints the commands and runs none.
 """
 
 from collections.abc import Sequence
@@ -24,12 +25,12 @@ import time
 from absl import flags
 
 from data_pipeline.errors import UserError
-from launch import worker_script
+from launch import jobs, worker_script
 from launch.gcloud import Gcloud, call, explain
+from launch.jobs import ROOT
 from shortcut_tpu import command
 from shortcut_tpu.topologies import Topology
 
-ROOT = Path(__file__).parents[1]
 _VERSIONS = {
     "v4": "tpu-ubuntu2204-base",
     "v5e": "v2-alpha-tpuv5-lite",
@@ -44,7 +45,7 @@ _NAME = r"[a-z]([a-z0-9-]{0,48}[a-z0-9])?"
 
 
 def define_flags() -> None:
-    command.define_config()
+    jobs.define_job()
     flags.DEFINE_string("name", None, "Name of the pod; the one that exists is used again.")
     flags.DEFINE_string("zone", None, "Zone, such as us-central1-a.")
     flags.DEFINE_string("project", None, "Project; gcloud's own by default.")
@@ -185,35 +186,35 @@ def _git(*arguments: str) -> str:
 def launch(more: Sequence[str]) -> None:
     """Everything from the preflight to the end of the run."""
     values = flags.FLAGS
-    command.config()
-    config = command.config_path().resolve()
-    if not config.is_relative_to(ROOT):
-        raise UserError(f"--config={config}: not in {ROOT}, so that it would not be shipped")
-    overrides = [argument for argument in sys.argv[1:] if argument.startswith("--config.")]
+    job, config = jobs.chosen()
     workdir = command.required("workdir", "gs://BUCKET/RUN, which all workers can write")
     accelerator = command.required("type", "the accelerator, such as v5litepod-256")
     topology = Topology.parse(accelerator)
     if values.slices > 1 and not values.queued:
         raise UserError("--slices needs --queued: only the queue gives several slices at once")
 
-    if values.preflight and values.slices == 1:
-        preflight = ["-m", "shortcut_tpu.preflight", f"--config={config}", *overrides]
-        _do([sys.executable, *preflight, f"--topology={topology.name}"], values.dry_run)
+    if values.preflight and job.takes_config and values.slices == 1:
+        preflight = ["-m", "shortcut_tpu.preflight", *config, f"--topology={topology.name}"]
+        _do([sys.executable, *preflight], values.dry_run)
 
     source, commit = archive(workdir.rstrip("/"), values.dry_run)
-    train = ["-m", "shortcut_tpu.train", f"--config={config.relative_to(ROOT)}", *overrides]
+    pod = _pod()
     script = worker_script.render(
-        source=source, commit=commit, arguments=[*train, f"--workdir={workdir}", *more]
+        source=source,
+        commit=commit,
+        run=f"{pod.cloud.zone}/{pod.name}",
+        arguments=job.arguments(workdir=workdir, config=config, more=more),
     )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "startup-script.sh"
         path.write_text(script)
-        pod = dataclasses.replace(_pod(), accelerator=accelerator, script=path)
+        pod = dataclasses.replace(pod, accelerator=accelerator, script=path)
         if values.dry_run:
             print(_shown(pod.create_command()), "with this startup script:", script, sep="\n")
             return
         keep_running(pod, script, values.poll_seconds)
-    _say(f"curves: tensorboard --logdir={workdir}")
+    if job.takes_config:
+        _say(f"curves: tensorboard --logdir={workdir}")
 
 
 def keep_running(pod: Pod, script: str, poll_seconds: float) -> None:
@@ -306,7 +307,7 @@ def _do(line: Sequence[str], dry_run: bool) -> None:
         print(_shown(line))
         return
     result = subprocess.run(
-        line, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False
+        line, cwd=ROOT, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False
     )
     if result.returncode:
         lines = [one for one in result.stderr.splitlines() if one.startswith("error: ")]
@@ -330,7 +331,5 @@ def main(more: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    end = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
-    after = sys.argv[end + 1 :]
-    sys.argv = sys.argv[:end]
+    after = jobs.split_arguments()
     command.run(lambda: main(after), define_flags)

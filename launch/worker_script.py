@@ -3,7 +3,7 @@
 It fetches the code, installs it, ends the run before and starts this one under the supervisor.
 
 Usage:
-  script = render(source="gs://bucket/run/code/abc.tar.gz", commit="abc", arguments=[...])
+  script = render(source="gs://b/run/code/abc.tar.gz", commit="abc", run="zone/pod", arguments=[])
 """
 
 from collections.abc import Sequence
@@ -76,15 +76,16 @@ FOLLOW = 'cd "$HOME/shortcut_tpu" && tail -n 100 --pid="$(cat pid)" -f log && sl
 STATUS = 'cat "$HOME/shortcut_tpu/status" 2> /dev/null || echo running'
 
 
-def render(*, source: str, commit: str, arguments: Sequence[str]) -> str:
+def render(*, source: str, commit: str, run: str, arguments: Sequence[str]) -> str:
     """The script.
 
     Args:
       source: the archive of the code, in a bucket or in a folder that every worker sees.
       commit: names the folder of the code.
+      run: the same for a pod that is made anew, which so need not wait for its workdir.
       arguments: what follows `python` on every worker.
     """
-    command = ["-m", "launch.supervisor", "--", *arguments]
+    command = ["-m", "launch.supervisor", f"--run={run}", "--", *arguments]
     return _SCRIPT.format(
         source=shlex.quote(source),
         commit=commit,

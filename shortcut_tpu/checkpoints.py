@@ -11,6 +11,7 @@ Usage:
   checkpoints.close()
 """
 
+import importlib.util
 import os
 import sys
 import threading
@@ -48,13 +49,25 @@ class Checkpoints:
           directory: may be on Google Cloud Storage.
           keep: how many to keep; None opens the folder to read, and leaves damaged ones in place.
           config: goes into every checkpoint.
+
+        Raises:
+          UserError: the folder is in a bucket, and the package for that is missing.
         """
         self.failures = 0
-        self._folder = epath.Path(directory).resolve()
+        folder, in_bucket = epath.Path(directory), "://" in os.fspath(directory)
+        if in_bucket and importlib.util.find_spec("google.cloud.storage") is None:
+            raise UserError(
+                f"{folder}: Orbax needs google-cloud-storage for a bucket: pip install"
+                " 'shortcut_tpu[cloud]'"
+            )
+        # Orbax wants an absolute path; `resolve` would make gs:// a folder of this machine.
+        self._folder = folder if in_bucket else folder.resolve()
         self._keep = keep
         self._config = config.to_dict() if config is not None else {}
         self._options = ocp.CheckpointManagerOptions(
-            read_only=keep is None, cleanup_tmp_directories=keep is not None
+            read_only=keep is None,
+            # In a bucket it would delete a checkpoint that has lost a file, too.
+            cleanup_tmp_directories=keep is not None and not in_bucket,
         )
         self._manager = ocp.CheckpointManager(self._folder, options=self._options)
         self._finishing: threading.Thread | None = None

@@ -1,10 +1,11 @@
-"""Checksums of a finished checkpoint, beside it: what tells a whole one from a damaged one.
+"""Checksums of a finished checkpoint: what tells a whole one from a damaged one.
 
-A folder CHECKPOINTS/STEP is whole when every file named in CHECKPOINTS/checksums/STEP.json has the
-content it had when the save finished. Nothing is ever deleted for failing that: it is set aside in
-CHECKPOINTS/damaged.
+A folder WORKDIR/checkpoints/STEP is whole when every file named in WORKDIR/checksums/STEP.json has
+the content it had when the save finished. Nothing is ever deleted for failing that: it is set aside
+in WORKDIR/damaged. Both stand outside WORKDIR/checkpoints, for in a bucket Orbax takes what it does
+not know in its folder for a save that was interrupted, and deletes it.
 
-Usage:
+Usage, folder being WORKDIR/checkpoints:
   write(folder, 1000)
   problem = find_problem(folder, 1000)    # None, or what is wrong in a few words
   set_aside(folder, 1000)
@@ -29,7 +30,7 @@ UNFINISHED = "its save or its removal was interrupted"
 def steps(folder: epath.Path) -> list[int]:
     """The steps that have a folder or checksums, whole or not, ascending."""
     found = {path.name for path in _children(folder)}
-    found |= {path.stem for path in _children(folder / _CHECKSUMS)}
+    found |= {path.stem for path in _children(folder.parent / _CHECKSUMS)}
     return sorted(int(name) for name in found if name.isdecimal())
 
 
@@ -82,11 +83,12 @@ def find_problem(folder: epath.Path, step: int) -> str | None:
 
 def set_aside(folder: epath.Path, step: int) -> epath.Path:
     """Moves what there is of a checkpoint to where no run looks for one; returns the place."""
-    (folder / _DAMAGED).mkdir(parents=True, exist_ok=True)
-    number, place = 0, folder / _DAMAGED / str(step)
+    damaged = folder.parent / _DAMAGED
+    damaged.mkdir(parents=True, exist_ok=True)
+    number, place = 0, damaged / str(step)
     while place.exists() or place.with_suffix(".json").exists():
         number += 1
-        place = folder / _DAMAGED / f"{step}-{number}"
+        place = damaged / f"{step}-{number}"
     _move(folder / str(step), place)
     _move(_checksums_of(folder, step), place.with_suffix(".json"))
     return place
@@ -113,7 +115,7 @@ def read_config(folder: epath.Path, step: int) -> dict[str, Any]:
 
 
 def _checksums_of(folder: epath.Path, step: int) -> epath.Path:
-    return folder / _CHECKSUMS / f"{step}.json"
+    return folder.parent / _CHECKSUMS / f"{step}.json"
 
 
 def _children(folder: epath.Path) -> list[epath.Path]:

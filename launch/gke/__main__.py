@@ -4,28 +4,28 @@
       --workdir=gs://BUCKET/RUN | kubectl apply -f -
   python -m launch.gke ... --cluster=CLUSTER --zone=ZONE      # the XPK command instead
 
-The image is that of launch/gke/Dockerfile. Overrides --config.KEY=VALUE reach `train`.
+The image is that of launch/gke/Dockerfile. Overrides --config.KEY=VALUE, and arguments after --,
+reach the command that runs; --job names another than `train`.
 """
 
-from pathlib import Path
+from collections.abc import Sequence
 import re
 import shlex
-import sys
 
 from absl import flags
 import yaml
 
 from data_pipeline.errors import UserError
+from launch import jobs
 from launch.gke.jobset import Run, render, xpk_command
 from shortcut_tpu import command
 from shortcut_tpu.topologies import Topology
 
-ROOT = Path(__file__).parents[2]
 _NAME = r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?"
 
 
 def define_flags() -> None:
-    command.define_config()
+    jobs.define_job()
     flags.DEFINE_string("name", None, "Name of the run in the cluster.")
     flags.DEFINE_string("type", None, "Accelerator of a slice, such as v5litepod-256.")
     flags.DEFINE_string("image", None, "The image to run.")
@@ -37,13 +37,9 @@ def define_flags() -> None:
     flags.DEFINE_string("project", None, "Project of the cluster, for XPK; its own by default.")
 
 
-def main() -> None:
+def main(more: Sequence[str]) -> None:
     values = flags.FLAGS
-    command.config()
-    config = command.config_path().resolve()
-    if not config.is_relative_to(ROOT):
-        raise UserError(f"--config={config}: not in {ROOT}, so that the image would not have it")
-    overrides = [argument for argument in sys.argv[1:] if argument.startswith("--config.")]
+    job, config = jobs.chosen()
     name = command.required("name", "the name of the run in the cluster")
     if not re.fullmatch(_NAME, name):
         raise UserError(f"--name={name}: at most 40 lower-case letters, digits and hyphens")
@@ -53,7 +49,7 @@ def main() -> None:
         name=name,
         image=command.required("image", "the image of launch/gke/Dockerfile"),
         topology=Topology.parse(accelerator),
-        train=[f"--config={config.relative_to(ROOT)}", *overrides, f"--workdir={workdir}"],
+        arguments=job.arguments(workdir=workdir, config=config, more=more),
         slices=values.slices,
         grace_seconds=values.grace_seconds,
     )
@@ -72,4 +68,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command.run(main, define_flags)
+    after = jobs.split_arguments()
+    command.run(lambda: main(after), define_flags)

@@ -32,7 +32,7 @@ class Run:
     """What to run and where.
 
     Attributes:
-      train: arguments of `shortcut_tpu.train`.
+      arguments: what follows `python` in every pod.
       grace_seconds: from SIGTERM to the kill; the last save has to fit.
       max_restarts: of the whole JobSet.
     """
@@ -40,7 +40,7 @@ class Run:
     name: str
     image: str
     topology: Topology
-    train: Sequence[str]
+    arguments: Sequence[str]
     slices: int = 1
     grace_seconds: int = 600
     max_restarts: int = 50
@@ -55,11 +55,11 @@ class Run:
     def command(self) -> list[str]:
         """What every pod runs."""
         return [
-            *("python", "-m", "launch.supervisor"),
+            *("python", "-m", "launch.supervisor", f"--run={self.name}"),
             f"--max_restarts={_RESTARTS_IN_PLACE}",
             f"--grace_seconds={self.grace_seconds - _SPARE_SECONDS}",
-            *("--", "-m", "shortcut_tpu.train"),
-            *self.train,
+            "--",
+            *self.arguments,
         ]
 
 
@@ -75,7 +75,7 @@ def render(run: Run) -> dict[str, Any]:
     vms = run.topology.chips // run.chips_per_vm
     chips = {"google.com/tpu": run.chips_per_vm}
     container = {
-        "name": "train",
+        "name": "host",
         "image": run.image,
         "command": run.command,
         "ports": [{"containerPort": 8471}, {"containerPort": 8080}],

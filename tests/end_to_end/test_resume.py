@@ -66,7 +66,7 @@ def test_killed_and_resumed_run_is_bit_identical(digits_path, tmp_path):
     saved = tmp_path / "broken" / "checkpoints"
     deadline = time.monotonic() + 300
     # With its checksums a checkpoint is whole.
-    while not any((saved / "checksums").glob("*.json")):
+    while not any((tmp_path / "broken" / "checksums").glob("*.json")):
         assert broken.poll() is None, broken.stderr.read()
         assert time.monotonic() < deadline
         time.sleep(0.01)

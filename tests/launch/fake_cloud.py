@@ -4,7 +4,7 @@ It knows what the real gcloud client asks in these tests: nodes, queued resource
 project and its SSH keys. A node that is created boots: every worker runs the startup script.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 import contextlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import json
@@ -25,7 +25,9 @@ _PREFIX = r"/v2/(projects/p/locations/[^/]+)"
 
 # The stand-ins: ssh runs its command as the worker whose address it is given.
 _SSH = """#!/bin/bash
-while [[ "$1" != *@10.0.0.* && "$1" != 10.0.0.* ]]; do shift; done
+# gcloud asks it for its version, too.
+while (($#)) && [[ "$1" != *@10.0.0.* && "$1" != 10.0.0.* ]]; do shift; done
+(($#)) || exit 0
 worker="{workers}/${{1##*.}}"; shift
 if [[ "$1" == -- ]]; then shift; fi
 if [[ -f "$worker/env" ]]; then set -a; source "$worker/env"; set +a; fi
@@ -52,8 +54,18 @@ class FakeCloud:
       environment: of the workers, by worker, on top of this process's own.
     """
 
-    def __init__(self, folder: Path, workers: int = 1):
+    def __init__(
+        self, folder: Path, workers: int = 1, environment: Mapping[str, str] | None = None
+    ):
+        """A cloud with nothing in it.
+
+        Args:
+          folder: for the workers' disks and the stand-ins.
+          workers: of every node.
+          environment: of gcloud and of all workers, on top of this process's own.
+        """
         self.folder = folder
+        self._environment = environment or {}
         self.workers = workers
         self.requests: list[tuple[str, str]] = []
         self.bodies: list[dict[str, Any]] = []
@@ -116,6 +128,7 @@ class FakeCloud:
         url = f"http://127.0.0.1:{self._server.server_address[1]}"
         return {
             **os.environ,
+            **self._environment,
             "PATH": f"{bin_folder}:{os.environ['PATH']}",
             "HOME": str(self.folder / "home"),
             "PYTHONPATH": str(ROOT),

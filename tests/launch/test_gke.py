@@ -23,7 +23,8 @@ RUN = (
     "--config.data.path=gs://bucket/it's here",
 )
 TRAIN = [
-    *("python", "-m", "launch.supervisor", "--max_restarts=3", "--grace_seconds=570", "--"),
+    *("python", "-m", "launch.supervisor", "--run=xl", "--max_restarts=3"),
+    *("--grace_seconds=570", "--"),
     *("-m", "shortcut_tpu.train", "--config=configs/imagenet256_xl.py"),
     *("--config.data.path=gs://bucket/it's here", "--workdir=gs://bucket/run"),
 ]

@@ -10,6 +10,7 @@ import pytest
 
 from launch.local_pod import free_port
 from shortcut_tpu import distributed
+from tests.launch.fake_bucket import FakeBucket
 from tests.launch.fake_cloud import FakeCloud, tpu_pod
 from tests.multihost import pods
 
@@ -57,7 +58,7 @@ def test_dry_run_shows_commands_that_bash_reads_and_calls_nothing(cloud, tmp_pat
     started = line.replace("setsid bash -c 'run \"$@\"' -", "printf '%s\\n'").partition(" >> ")[0]
     words = subprocess.run(["bash", "-c", started], capture_output=True, text=True, check=True)
     assert words.stdout.splitlines() == [
-        *("-m", "launch.supervisor", "--", "-m", "shortcut_tpu.train"),
+        *("-m", "launch.supervisor", "--run=us-x1-a/pod", "--", "-m", "shortcut_tpu.train"),
         "--config=configs/digits.py",
         odd,
         f"--workdir={path}",
@@ -185,7 +186,9 @@ def test_names_that_gcloud_would_refuse(cloud, name):
 
 @pytest.mark.pods
 def test_a_whole_session_trains_on_four_workers_loses_one_is_preempted_and_finishes(tmp_path):
-    cloud = FakeCloud(tmp_path, workers=4)
+    """The workdir is in a bucket, as it has to be on a pod."""
+    bucket = FakeBucket(tmp_path)
+    cloud = FakeCloud(tmp_path, workers=4, environment=bucket.environment())
     cloud.boots = True
     pods.make_records(tmp_path / "digits")
     port = free_port()
@@ -196,13 +199,17 @@ def test_a_whole_session_trains_on_four_workers_loses_one_is_preempted_and_finis
         distributed.NUM_PROCESSES: "4",
         distributed.PROCESS_ID: str(worker),
     }
-    workdir, log = tmp_path / "run", tmp_path / "session.log"
+    workdir, log = "gs://bucket/run", tmp_path / "session.log"
     arguments = [
         *("--config=tests/multihost/tiny_config.py", "--name=pod", "--type=v5litepod-16"),
         *(f"--workdir={workdir}", "--poll_seconds=0.5", "--spot", "--nopreflight"),
         f"--config.data.path={tmp_path / 'digits'}",
     ]
-    with cloud.serving(), tpu_pod(cloud, *arguments, log=log) as session:
+    with (
+        bucket.serving(),
+        cloud.serving(),
+        tpu_pod(cloud, *arguments, log=log) as session,
+    ):
         pods.until(lambda: "step  5/16" in log.read_text(), session, log)
         (training,) = pods.children(cloud.pid(2))
         os.kill(training, signal.SIGKILL)
@@ -216,8 +223,12 @@ def test_a_whole_session_trains_on_four_workers_loses_one_is_preempted_and_finis
     text = log.read_text()
     assert text.count("creating pod: v5litepod-16 in us-x1-a") == 2
     assert "step 16/16" in text
-    assert pods.checkpoint_steps(workdir)[-1] == 16
-    losses = pods.logged(workdir, "train/loss")
+    assert "was held by" not in text
+    here = tmp_path / "run"
+    bucket.download(workdir, here)
+    assert not (here / "lease.json").exists()
+    assert pods.checkpoint_steps(here)[-1] == 16
+    losses = pods.logged(here, "train/loss")
     assert sorted(losses) == list(range(1, 17))
     # A step that was made again was the same step.
     assert all(len(values) == 1 for values in losses.values())

@@ -137,9 +137,7 @@ def logged(workdir: Path, tag: str) -> dict[int, set[float]]:
 
 
 def checkpoint_steps(workdir: Path) -> list[int]:
-    return sorted(
-        int(path.stem) for path in (workdir / "checkpoints" / "checksums").glob("[0-9]*.json")
-    )
+    return sorted(int(path.stem) for path in (workdir / "checksums").glob("[0-9]*.json"))
 
 
 def read_json(path: Path) -> dict:

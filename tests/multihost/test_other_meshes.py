@@ -34,7 +34,7 @@ def test_what_two_hosts_began_one_host_ends(tmp_path, lab):
     shutil.copytree(lab.unbroken, workdir)
     for step in (12, 16):
         shutil.rmtree(workdir / "checkpoints" / str(step))
-        (workdir / "checkpoints" / "checksums" / f"{step}.json").unlink()
+        (workdir / "checksums" / f"{step}.json").unlink()
     arguments = pods.train_arguments(workdir, lab.data)
     with pods.started(arguments, lab.environment(), log) as run:
         assert pods.ended(run, log) == 0, log.read_text()

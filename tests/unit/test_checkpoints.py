@@ -27,6 +27,11 @@ def quiet():
     logging.set_verbosity(before)
 
 
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "checkpoints"
+
+
 def state(step: int) -> dict:
     # Random bytes, for zeros would be compressed to nothing.
     weights = np.random.default_rng(step).standard_normal(SIZE, np.float32)
@@ -88,11 +93,11 @@ def delete_all_but_checksums(folder: Path, step: int) -> None:
 
 
 def delete_checksums(folder: Path, step: int) -> None:
-    (folder / "checksums" / f"{step}.json").unlink()
+    (folder.parent / "checksums" / f"{step}.json").unlink()
 
 
 def garble_checksums(folder: Path, step: int) -> None:
-    (folder / "checksums" / f"{step}.json").write_text('{"files": [1, 2]}')
+    (folder.parent / "checksums" / f"{step}.json").write_text('{"files": [1, 2]}')
 
 
 DAMAGES = [
@@ -105,68 +110,68 @@ DAMAGES = [
 ]
 
 
-def test_the_newest_comes_back_to_the_bit_with_its_config(tmp_path):
-    save(tmp_path, 1, 2, 3, keep=2)
-    step, tree = restored(tmp_path)
+def test_the_newest_comes_back_to_the_bit_with_its_config(folder):
+    save(folder, 1, 2, 3, keep=2)
+    step, tree = restored(folder)
     assert step == 3
     np.testing.assert_array_equal(tree["weights"], state(3)["weights"])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "3", "checksums"]
-    with Checkpoints(tmp_path) as checkpoints:
+    assert sorted(path.name for path in folder.iterdir()) == ["2", "3"]
+    with Checkpoints(folder) as checkpoints:
         assert checkpoints.config(3) == {"a": {"b": [1, 2]}}
         with pytest.raises(UserError, match="no checkpoint of step 1, only of 2, 3"):
             checkpoints.restore(abstract(), 1)
 
 
-def test_nothing_there(tmp_path):
-    assert restored(tmp_path)[0] is None
-    with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match="no checkpoint"):
+def test_nothing_there(folder):
+    assert restored(folder)[0] is None
+    with Checkpoints(folder) as checkpoints, pytest.raises(UserError, match="no checkpoint"):
         checkpoints.restore(abstract())
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_one_is_reported_and_set_aside_and_the_one_before_used(tmp_path, capfd, damage):
-    save(tmp_path, 1, 2)
-    damage(tmp_path, 2)
-    left = set(listing(tmp_path).values())
-    step, tree = restored(tmp_path)
+def test_a_damaged_one_is_reported_and_set_aside_and_the_one_before_used(folder, capfd, damage):
+    save(folder, 1, 2)
+    damage(folder, 2)
+    left = set(listing(folder.parent).values())
+    step, tree = restored(folder)
     assert step == 1
     np.testing.assert_array_equal(tree["weights"], state(1)["weights"])
     (line,) = [line for line in capfd.readouterr().err.splitlines() if "warning" in line]
     assert "checkpoint 2 is not whole: " in line
-    assert set(listing(tmp_path).values()) == left
-    assert (tmp_path / "damaged").is_dir()
+    assert set(listing(folder.parent).values()) == left
+    assert (folder.parent / "damaged").is_dir()
     # The step can be saved again, and damaged again.
-    save(tmp_path, 2)
-    assert restored(tmp_path)[0] == 2
-    damage(tmp_path, 2)
-    assert restored(tmp_path)[0] == 1
+    save(folder, 2)
+    assert restored(folder)[0] == 2
+    damage(folder, 2)
+    assert restored(folder)[0] == 1
 
 
-def test_a_reader_passes_over_a_damaged_one_and_leaves_it(tmp_path, capfd):
-    save(tmp_path, 1, 2)
-    flip_a_bit(tmp_path, 2)
-    before = listing(tmp_path)
-    assert restored(tmp_path, keep=None)[0] == 1
+def test_a_reader_passes_over_a_damaged_one_and_leaves_it(folder, capfd):
+    save(folder, 1, 2)
+    flip_a_bit(folder, 2)
+    before = listing(folder.parent)
+    assert restored(folder, keep=None)[0] == 1
     assert "checkpoint 2 is not whole" in capfd.readouterr().err
-    assert listing(tmp_path) == before
+    assert listing(folder.parent) == before
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_every_one_damaged_is_a_stop_with_nothing_touched(tmp_path, damage):
-    save(tmp_path, 1, 2)
+def test_every_one_damaged_is_a_stop_with_nothing_touched(folder, damage):
+    save(folder, 1, 2)
     for step in (1, 2):
-        damage(tmp_path, step)
-    before = listing(tmp_path)
+        damage(folder, step)
+    before = listing(folder.parent)
     for _ in range(2):
         with pytest.raises(UserError, match="every checkpoint is damaged"):
-            restored(tmp_path)
-        assert listing(tmp_path) == before
+            restored(folder)
+        assert listing(folder.parent) == before
 
 
-def test_a_first_save_that_was_never_finished_is_no_checkpoint(tmp_path, capfd):
-    save(tmp_path, 1)
-    delete_checksums(tmp_path, 1)
-    assert restored(tmp_path)[0] is None
+def test_a_first_save_that_was_never_finished_is_no_checkpoint(folder, capfd):
+    save(folder, 1)
+    delete_checksums(folder, 1)
+    assert restored(folder)[0] is None
     assert "interrupted" in capfd.readouterr().err
 
 
@@ -183,8 +188,8 @@ def full_disk():
 
 # A write of TensorStore that fails second finds the event loop of Orbax's save closed.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_failed_save_is_loud_and_costs_nothing_but_itself(tmp_path, capfd):
-    with Checkpoints(tmp_path, keep=1) as checkpoints:
+def test_a_failed_save_is_loud_and_costs_nothing_but_itself(folder, capfd):
+    with Checkpoints(folder, keep=1) as checkpoints:
         checkpoints.save(1, state(1))
         checkpoints.wait()
         with full_disk():
@@ -193,17 +198,17 @@ def test_a_failed_save_is_loud_and_costs_nothing_but_itself(tmp_path, capfd):
             checkpoints.wait()
         assert checkpoints.failures == 2
         # The failed ones hold no space; the last good one is still there.
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "checksums"]
+        assert sorted(path.name for path in folder.iterdir()) == ["1"]
         assert checkpoints.newest() == 1
         checkpoints.save(4, state(4))
     assert checkpoints.failures == 2
     errors = capfd.readouterr().err
     for step in (2, 3):
         assert f"warning: the checkpoint of step {step} FAILED, training goes on: " in errors
-    assert restored(tmp_path)[0] == 4
+    assert restored(folder)[0] == 4
 
 
-def test_checksums_name_every_file(tmp_path):
-    save(tmp_path, 1)
-    named = json.loads((tmp_path / "checksums" / "1.json").read_text())["files"]
-    assert set(named) == set(listing(tmp_path / "1"))
+def test_checksums_name_every_file(folder):
+    save(folder, 1)
+    named = json.loads((folder.parent / "checksums" / "1.json").read_text())["files"]
+    assert set(named) == set(listing(folder / "1"))

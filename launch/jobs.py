@@ -1,0 +1,84 @@
+"""What the launchers can run on a pod: training, and the other commands that use all hosts.
+
+Usage:
+  JOBS["evaluate"].arguments(workdir="gs://BUCKET/RUN", more=["--steps=1,4"])
+  # ["-m", "shortcut_tpu.evaluate", "--workdir=gs://BUCKET/RUN", "--steps=1,4"]
+"""
+
+from collections.abc import Sequence
+import dataclasses
+from pathlib import Path
+import sys
+
+from absl import flags
+
+from data_pipeline.errors import UserError
+from shortcut_tpu import command
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A command.
+
+    Attributes:
+      module: what `python -m` runs.
+      takes_config: whether it is told --config and its overrides.
+      takes_workdir: whether it is told --workdir.
+    """
+
+    module: str
+    takes_config: bool = False
+    takes_workdir: bool = True
+
+    def arguments(
+        self, *, workdir: str, config: Sequence[str] = (), more: Sequence[str] = ()
+    ) -> list[str]:
+        """What follows `python`."""
+        return [
+            *("-m", self.module),
+            *(config if self.takes_config else ()),
+            *([f"--workdir={workdir}"] if self.takes_workdir else ()),
+            *more,
+        ]
+
+
+JOBS = {
+    "train": Job("shortcut_tpu.train", takes_config=True),
+    "evaluate": Job("shortcut_tpu.evaluate"),
+    "encode_latents": Job("data_pipeline.encode_latents", takes_workdir=False),
+}
+
+
+def define_job() -> None:
+    """Defines --job, and --config with its overrides."""
+    command.define_config()
+    flags.DEFINE_enum(
+        "job", "train", list(JOBS), "What to run; arguments of the job's own go after --."
+    )
+
+
+def split_arguments() -> list[str]:
+    """Takes what comes after -- off the command line, and returns it."""
+    end = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    after = sys.argv[end + 1 :]
+    sys.argv = sys.argv[:end]
+    return after
+
+
+def chosen() -> tuple[Job, list[str]]:
+    """The job of the flags, and its --config with overrides, as a checkout on a pod names it.
+
+    Raises:
+      UserError: the job needs a config and has none, or one outside this checkout.
+    """
+    job = JOBS[flags.FLAGS.job]
+    if not job.takes_config:
+        return job, []
+    command.config()
+    config = command.config_path().resolve()
+    if not config.is_relative_to(ROOT):
+        raise UserError(f"--config={config}: not in {ROOT}, so that the pod would not have it")
+    overrides = [argument for argument in sys.argv[1:] if argument.startswith("--config.")]
+    return job, [f"--config={config.relative_to(ROOT)}", *overrides]

@@ -30,8 +30,11 @@ def get_config() -> ConfigDict:
     config.batch_size = 256
 
     config.data = ConfigDict()
-    # Folder of latent records, made by `python -m data_pipeline.encode_latents`.
+    # Folder of latent records, made by `python -m data_pipeline.encode_latents`; or gs://.
     config.data.path = ""
+    # Where each machine copies the records to when it starts, to read them fast. Empty: /dev/shm
+    # for records in a bucket; others are read where they are.
+    config.data.stage = ""
     # What encode_latents reads to make them, KIND:PATH; a rehearsal makes missing records from it.
     config.data.source = ""
     # Shape of a latent, [side, side, channels]; the records must agree.

@@ -14,7 +14,7 @@ from etils import epath
 import jax
 from ml_collections import ConfigDict
 
-from data_pipeline import outcome
+from data_pipeline import outcome, staging
 from data_pipeline.autoencoders import load_autoencoder
 from data_pipeline.errors import UserError
 from data_pipeline.loader import make_loader
@@ -60,7 +60,8 @@ def _train(
     num_steps = config.train.num_steps
 
     # ---------------------------------------------------------------- data
-    manifest = Manifest.load(config.data.path)
+    records = staging.local(config.data.path, config.data.stage)
+    manifest = Manifest.load(records)
     autoencoder = load_autoencoder(config.data.autoencoder)
     manifest.require_autoencoder(autoencoder.name, autoencoder.digest)
     check_data(config, manifest)
@@ -89,7 +90,7 @@ def _train(
     # ---------------------------------------------------------------- input
     corrupt: set[int] = set()
     loader = make_loader(
-        config.data.path,
+        records,
         seed=config.seed,
         batch_size=config.batch_size,
         rows=partitioning.local_rows(mesh, config.batch_size),

@@ -13,12 +13,22 @@ import json
 from pathlib import Path
 import re
 import ssl
+import sys
 import threading
 from typing import Any
 import urllib.parse
 
 _OBJECT = re.compile(r"/storage/v1/b/([^/]+)/o/([^/]+)")
 _COPY = re.compile(r"/storage/v1/b/([^/]+)/o/([^/]+)/(?:rewriteTo|copyTo)/b/([^/]+)/o/([^/]+)")
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Says nothing of a client that was killed."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class FakeBucket:
@@ -45,8 +55,7 @@ class FakeBucket:
         self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         names = ("www.googleapis.com", "storage.googleapis.com")
         authority.issue_cert(*names).configure_cert(self._tls)
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), self._handler())
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
 
     @contextlib.contextmanager
@@ -275,6 +284,11 @@ class FakeBucket:
                 self.rfile = self.connection.makefile("rb")
                 self.wfile = self.connection.makefile("wb", buffering=0)
 
+            def finish(self) -> None:
+                super().finish()
+                # After CONNECT it is not the one that the server closes.
+                self.connection.close()
+
             def _answer(self) -> None:
                 # TensorFlow gives a length, too, and sends chunks.
                 if self.headers.get("Transfer-Encoding") == "chunked":
@@ -315,5 +329,7 @@ def _json(content: dict[str, Any]) -> tuple[int, dict[str, str], bytes]:
 
 
 def _error(status: int) -> tuple[int, dict[str, str], bytes]:
+    if status == 304:
+        return 304, {}, b""
     content = {"error": {"code": status, "message": "refused"}}
     return status, {"Content-Type": "application/json"}, json.dumps(content).encode()

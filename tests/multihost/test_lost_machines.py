@@ -23,13 +23,19 @@ def assert_same_run(workdir: Path, unbroken: Path) -> None:
     assert losses == expected
 
 
-def test_three_kills_change_nothing(tmp_path, lab):
+def test_kills_at_any_moment_change_nothing(tmp_path, lab):
+    """While compiling, saving, restoring, training and evaluating."""
     workdir, log = tmp_path / "run", tmp_path / "log"
-    arguments = pods.pod_arguments(workdir, lab.data)
+    evaluated = (
+        "--config.evaluation.every_steps=16",
+        "--config.evaluation.num_samples=20",
+        "--config.evaluation.steps=(1,)",
+    )
+    arguments = pods.pod_arguments(workdir, lab.data, *evaluated)
     with pods.started(arguments, lab.environment(), log) as pod:
 
-        def said(text: str) -> bool:
-            return text in log.read_text()
+        def until(text: str, times: int = 1) -> None:
+            pods.until(lambda: log.read_text().count(text) >= times, pod, log)
 
         def kill(host: int) -> None:
             """Returns once all processes have been replaced."""
@@ -37,19 +43,28 @@ def test_three_kills_change_nothing(tmp_path, lab):
             os.kill(hosts[host], signal.SIGKILL)
             pods.until(lambda: not set(hosts) & set(pods.children(pod.pid)), pod, log)
 
+        started = "parameters, batch 32"
         # While it compiles, which is before the first step and after the first words.
-        pods.until(lambda: said("parameters, batch 32"), pod, log)
+        until(started)
         kill(1)
         # In a save: the folder that Orbax writes into is there.
         saving = workdir / "checkpoints"
-        pods.until(lambda: any(saving.glob("8.*tmp*")) or said("step  9/16"), pod, log)
+        pods.until(lambda: any(saving.glob("8.*tmp*")) or "step  9/16" in log.read_text(), pod, log)
         kill(0)
+        # As it looks for the checkpoint and restores it.
+        until(started, 3)
+        kill(1)
         # Between saves, or while the one before is on its way to the disk.
-        pods.until(lambda: said("step 14/16"), pod, log)
+        until("step 14/16")
+        kill(0)
+        # In the evaluation that ends the run.
+        until("step 16/16")
+        assert not (workdir / "evaluations" / "16.json").exists()
         kill(1)
         assert pods.ended(pod, log) == 0, log.read_text()
-    assert log.read_text().count("host 1 ended with signal 9") == 2
-    assert log.read_text().count("host 0 ended with signal 9") == 1
+    assert log.read_text().count("host 1 ended with signal 9") == 3
+    assert log.read_text().count("host 0 ended with signal 9") == 2
+    assert (workdir / "evaluations" / "16.json").exists()
     assert_same_run(workdir, lab.unbroken)
 
 

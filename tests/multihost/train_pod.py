@@ -27,4 +27,4 @@ def members() -> list[Member]:
     ]
 
 
-supervise(members, Policy(max_restarts=3, first_delay=0.1, grace_seconds=60))
+supervise(members, Policy(max_restarts=10, first_delay=0.1, grace_seconds=60))

@@ -1,7 +1,7 @@
 """Trains over meshes of 8, 4, 2 and 8 devices in turn: walk_meshes.py DATA CHECKPOINTS -> JSON.
 
-Prints the losses of the walk, those of a run on 8 devices throughout, and whether what each mesh
-restored was what the one before had saved.
+Prints, of each leg, the losses of its steps, those of the same steps had the mesh not changed, and
+whether what it restored was what the mesh before had saved.
 """
 
 import json
@@ -18,7 +18,7 @@ from shortcut_tpu.checkpoints import Checkpoints
 from shortcut_tpu.experiment import Experiment
 from tests.multihost.tiny_config import get_config
 
-WALK, STEPS_EACH = (8, 4, 2, 8), 2
+WALK, STEPS_EACH = (8, 4, 2, 8), 20
 
 jax.config.update("jax_threefry_partitionable", True)
 data, folder = map(Path, sys.argv[1:])
@@ -46,17 +46,21 @@ def arrays(state):
     return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
 
 
-_, unbroken = advance(experiments[8], experiments[8].init_state(), 0, steps)
-walked, same, state = [], [], experiments[8].init_state()
+walked, unbroken, same = [], [], []
+state, before = experiments[8].init_state(), experiments[8]
 with Checkpoints(folder, keep=2, config=config) as checkpoints:
     for index, devices in enumerate(WALK):
+        first, last = index * STEPS_EACH, (index + 1) * STEPS_EACH
         if index:
             saved = arrays(state)
-            state = checkpoints.restore(experiments[devices].abstract_state, index * STEPS_EACH)
+            state = checkpoints.restore(experiments[devices].abstract_state, first)
             same.append(all(map(np.array_equal, saved, arrays(state))))
-        first = index * STEPS_EACH
-        state, losses = advance(experiments[devices], state, first, first + STEPS_EACH)
-        walked += losses
-        checkpoints.save(first + STEPS_EACH, state)
+            unchanged = checkpoints.restore(before.abstract_state, first)
+            unbroken.append(advance(before, unchanged, first, last)[1])
+        state, losses = advance(experiments[devices], state, first, last)
+        if index:
+            walked.append(losses)
+        checkpoints.save(last, state)
         checkpoints.wait()
+        before = experiments[devices]
 print(json.dumps({"walked": walked, "unbroken": unbroken, "same": same}))

@@ -1,11 +1,13 @@
 """The JobSet says what the topology needs, and the XPK command what the JobSet says."""
 
+import json
 import os
 from pathlib import Path
 import shlex
 import subprocess
 import sys
 
+import jsonschema
 import pytest
 import yaml
 
@@ -42,10 +44,17 @@ def gke(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def check_schema(jobset: dict) -> None:
+    """Raises unless JobSet's own definition allows it (golden/make_jobset_schema.py)."""
+    schema = json.loads((ROOT / "tests" / "golden" / "jobset_schema.json").read_text())
+    jsonschema.validate(jobset, schema)
+
+
 def test_the_jobset_of_two_slices():
     printed = gke(*RUN)
     assert printed.returncode == 0, printed.stderr
     jobset = yaml.safe_load(printed.stdout)
+    check_schema(jobset)
     assert (jobset["apiVersion"], jobset["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
     assert jobset["spec"]["failurePolicy"] == {"maxRestarts": 50}
     (replicated,) = jobset["spec"]["replicatedJobs"]
@@ -81,6 +90,29 @@ def test_the_xpk_command_runs_the_same():
     }
 
 
+def test_the_schema_would_notice():
+    jobset = render(Run("x", "image", Topology.parse("v5e-16"), []))
+    for key, value in (("replicas", -1), ("replicas", "2"), ("unknown", 1)):
+        broken = json.loads(json.dumps(jobset))
+        broken["spec"]["replicatedJobs"][0][key] = value
+        with pytest.raises(jsonschema.ValidationError):
+            check_schema(broken)
+
+
+def test_other_jobs():
+    arguments = [argument for argument in RUN if not argument.startswith("--config")]
+    printed = gke(*arguments, "--job=evaluate", "--", "--steps=1,4", "--json=it's.json")
+    assert printed.returncode == 0, printed.stderr
+    jobset = yaml.safe_load(printed.stdout)
+    check_schema(jobset)
+    job = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]
+    (container,) = job["template"]["spec"]["containers"]
+    assert container["command"][7:] == [
+        *("-m", "shortcut_tpu.evaluate", "--workdir=gs://bucket/run"),
+        *("--steps=1,4", "--json=it's.json"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("name", "topology", "vms", "chips"),
     [
@@ -94,6 +126,7 @@ def test_the_xpk_command_runs_the_same():
 )
 def test_vms_and_chips(name, topology, vms, chips):
     jobset = render(Run("x", "image", Topology.parse(name), []))
+    check_schema(jobset)
     job = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]
     assert job["completions"] == vms
     pod = job["template"]["spec"]

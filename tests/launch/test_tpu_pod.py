@@ -1,5 +1,6 @@
 """The real gcloud client, against an API of our own: no test of these can spend money."""
 
+import importlib.util
 import os
 import shutil
 import signal
@@ -80,10 +81,18 @@ def test_the_queue_is_waited_for_and_the_run_started(cloud, tmp_path):
     cloud.boots = True
     # The run ends at once: this worker's Python is `true`.
     cloud.environment = lambda worker: {"SHORTCUT_TPU_PYTHON": shutil.which("true")}
-    status, output = run(
-        cloud, *POD, f"--workdir={tmp_path / 'run'}", "--queued", "--spot", "--poll_seconds=0.1"
-    )
+    pod = [argument for argument in POD if argument != "--nopreflight"]
+    arguments = ["--queued", "--spot", "--poll_seconds=0.1"]
+    if importlib.util.find_spec("libtpu") is None:
+        arguments.append("--nopreflight")
+    else:
+        # The step is compiled for the pod first; the smaller it is, the sooner.
+        arguments += ["--config.model.depth=1", "--config.model.width=16"]
+        arguments += ["--config.model.num_heads=1"]
+    status, output = run(cloud, *pod, *arguments, f"--workdir={tmp_path / 'run'}")
     assert status == 0, output
+    if "--nopreflight" not in arguments:
+        assert "v5litepod-16, 16 chips" in output.partition("creating pod")[0]
     assert "creating pod: v5litepod-16 in us-x1-a\npod: WAITING_FOR_RESOURCES\n" in output
     (body,) = cloud.bodies
     assert "spot" in body
@@ -97,6 +106,27 @@ def test_the_queue_is_waited_for_and_the_run_started(cloud, tmp_path):
     assert status == 0, output
     assert not cloud.queue
     assert not cloud.nodes
+
+
+def test_other_jobs_on_a_pod(cloud, tmp_path):
+    arguments = [argument for argument in POD if not argument.startswith("--config")]
+    workdir = tmp_path / "run"
+    for job, command in (
+        ("evaluate", f"-m shortcut_tpu.evaluate --workdir={workdir} --steps=1,4"),
+        ("encode_latents", "-m data_pipeline.encode_latents --steps=1,4"),
+    ):
+        status, output = run(
+            cloud,
+            *arguments,
+            f"--workdir={workdir}",
+            f"--job={job}",
+            "--dry_run",
+            "--",
+            "--steps=1,4",
+        )
+        assert status == 0, output
+        assert f"-m launch.supervisor --run=us-x1-a/pod -- {command} >> " in output
+        assert "shortcut_tpu.preflight" not in output
 
 
 def test_a_run_on_a_pod_that_is_up_is_started_over_ssh_and_stopped(cloud, tmp_path):

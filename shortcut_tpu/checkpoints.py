@@ -69,10 +69,13 @@ class Checkpoints:
             # In a bucket it would delete a checkpoint that has lost a file, too.
             cleanup_tmp_directories=keep is not None and not in_bucket,
         )
-        self._manager = ocp.CheckpointManager(self._folder, options=self._options)
+        self._manager = self._open()
         self._finishing: threading.Thread | None = None
         self._error: BaseException | None = None
         self._saved: int | None = None
+
+    def _open(self) -> ocp.CheckpointManager:
+        return ocp.CheckpointManager(self._folder, options=self._options)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -222,7 +225,8 @@ class Checkpoints:
                 checksums.remove_leftovers(self._folder, self._saved)
             self._saved = None
             self._error = None
-            self._manager.reload()
+            # The one that failed may hold on to its error and fail again.
+            self._manager = self._open()
 
     def close(self) -> None:
         """Waits for the save that was started, and ends the threads."""
@@ -241,6 +245,14 @@ class Checkpoints:
                         checksums.remove(self._folder, old)
         except Exception as error:
             self._error = self._error or error
+
+
+def still_waiting() -> bool:
+    """Whether Orbax waits for parts of a save that has failed, which can take it ten minutes."""
+    return any(
+        not thread.daemon and type(thread).__module__.startswith("orbax.")
+        for thread in threading.enumerate()
+    )
 
 
 def _first_line(error: BaseException) -> str:

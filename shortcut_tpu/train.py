@@ -22,7 +22,7 @@ from data_pipeline.manifest import Manifest
 from shortcut_tpu import command, distributed, partitioning, skipping
 from shortcut_tpu import config as config_lib
 from shortcut_tpu import workdir as workdir_lib
-from shortcut_tpu.checkpoints import Checkpoints
+from shortcut_tpu.checkpoints import Checkpoints, still_waiting
 from shortcut_tpu.evaluation.periodic import PeriodicEvaluation
 from shortcut_tpu.experiment import Experiment
 from shortcut_tpu.loading import initial_state
@@ -211,6 +211,8 @@ def main() -> None:
     workdir = epath.Path(command.required("workdir", "the folder that will hold the run"))
     distributed.initialize()
     train(config, workdir, flags.FLAGS.allow_config_change)
+    if still_waiting():
+        distributed.end_now()
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from shortcut_tpu.models.embeddings import ScalarEmbedder, level_of, sincos_2d
+from shortcut_tpu.models.placement import place_rows, place_weights
 
 Params = Any
 
@@ -218,17 +219,19 @@ class Network(nnx.Module):
         )
         for name in config.conditions:
             condition += self.condition_embed[name](conditions[name])
-        condition = nnx.silu(condition).astype(dtype)
+        condition = place_rows(nnx.silu(condition).astype(dtype))
 
         # The layers are scanned, so that compile time does not grow with depth.
         graph, stacked = nnx.split(self.blocks)
 
         def layer(h: jax.Array, weights: nnx.State) -> tuple[jax.Array, None]:
-            return nnx.merge(graph, weights)(h, condition), None
+            h = place_rows(h)
+            return nnx.merge(graph, place_weights("blocks", weights))(h, condition), None
 
         if config.remat != "none":
             layer = jax.checkpoint(layer, policy=REMAT_POLICIES[config.remat], prevent_cse=False)
-        h, _ = jax.lax.scan(layer, h, stacked, unroll=config.unroll)
+        h, _ = jax.lax.scan(layer, place_rows(h), stacked, unroll=config.unroll)
+        h = place_rows(h)
 
         out = self.final(h, condition).astype(jnp.float32)
         out = out.reshape(batch, side, side, patch, patch, -1)

@@ -30,7 +30,7 @@ def test_a_step_that_fits(tmp_path):
     assert figures["topology"] == "v5e-16"
     assert figures["chips"] == 16
     assert figures["fits"] is True
-    assert figures["mesh"] == {"data": 16, "fsdp": 1, "tensor": 1}
+    assert figures["mesh"] == {"data": 16, "fsdp": 1, "stride": 1, "tensor": 1}
     # Four float32 copies of the parameters (weights, two moments, one average) must be in it.
     assert figures["hbm_state_bytes"] > 4 * 4 * 15e6
     assert figures["hbm_state_bytes"] < figures["hbm_bytes_per_chip"]
@@ -57,10 +57,10 @@ def test_a_step_that_does_not_fit_is_refused_in_one_line(tmp_path):
 @pytest.mark.parametrize(
     ("pod", "shape"),
     [
-        ("v5e-256", (64, 1, 4)),
-        ("v6e-256", (64, 1, 4)),
-        ("v5p-128", (16, 2, 2)),
-        ("v4-64", (8, 1, 4)),
+        ("v5e-256", (64, 1, 4, 1)),
+        ("v6e-256", (64, 1, 4, 1)),
+        ("v5p-128", (16, 2, 1, 2)),
+        ("v4-64", (8, 1, 4, 1)),
     ],
 )
 def test_meshes_can_be_laid_over_the_torus(pod, shape):

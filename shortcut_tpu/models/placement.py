@@ -1,0 +1,52 @@
+"""Where a network's activations and weights lie while it is computed, for whoever knows the mesh.
+
+Left alone the compiler also splits activations along their width, which moves them between devices
+in every layer. A step that is compiled for a mesh is traced under `placed`, and the networks ask
+here at each layer; without it nothing is constrained.
+
+Usage, in a network:
+  h = place_rows(h)
+  weights = place_weights("blocks", weights)
+"""
+
+from collections.abc import Iterator
+import contextlib
+import contextvars
+from typing import Any, Protocol
+
+import jax
+
+
+class Placement(Protocol):
+    def rows(self, x: jax.Array) -> jax.Array:
+        """The array [B, ...], each device holding whole rows."""
+        ...
+
+    def weights(self, module: str, weights: Any) -> Any:
+        """The weights of one layer of a module, as its products need them."""
+        ...
+
+
+_active: contextvars.ContextVar[Placement | None] = contextvars.ContextVar("placement", default=None)
+
+
+@contextlib.contextmanager
+def placed(placement: Placement) -> Iterator[None]:
+    """What is traced within asks this placement."""
+    token = _active.set(placement)
+    try:
+        yield
+    finally:
+        _active.reset(token)
+
+
+def place_rows(x: jax.Array) -> jax.Array:
+    """See `Placement.rows`."""
+    placement = _active.get()
+    return placement.rows(x) if placement else x
+
+
+def place_weights(module: str, weights: Any) -> Any:
+    """See `Placement.weights`."""
+    placement = _active.get()
+    return placement.weights(module, weights) if placement else weights

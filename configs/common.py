@@ -97,6 +97,9 @@ def get_config() -> ConfigDict:
     config.mesh.fsdp = 1
     config.mesh.stride = -1
     config.mesh.tensor = -1
+    # When weights are gathered over fsdp: in each pass by "layer", for the least memory, or once a
+    # "step" and for all passes, which moves less.
+    config.mesh.gather = "layer"
 
     config.train = ConfigDict()
     config.train.num_steps = 400_000
@@ -108,6 +111,9 @@ def get_config() -> ConfigDict:
     # A process that does not finish a step, a compilation or a batch of an evaluation in so many
     # seconds writes its stacks and ends, to be started again; 0 for never.
     config.train.hang_seconds = 1800
+    # Folder, local or gs://, where compiled programs are kept, so that a restart need not compile
+    # them again; "" for none. `preflight` with the same key fills it.
+    config.train.compile_cache = ""
 
     config.checkpoint = ConfigDict()
     # Steps between saves, which go on beside training; the last step is saved too. 0 for never.

@@ -147,7 +147,9 @@ class Experiment:
 
     def placed(self, function: Callable[P, T]) -> Callable[P, T]:
         """The function, its networks computed where the mesh wants them; to be jitted."""
-        placement = partitioning.MeshPlacement(self.mesh, self.config.batch_size)
+        placement = partitioning.MeshPlacement(
+            self.mesh, self.config.batch_size, self.config.mesh.gather
+        )
 
         @functools.wraps(function)
         def traced(*args: P.args, **kwargs: P.kwargs) -> T:

@@ -162,7 +162,7 @@ def state_shardings(mesh: Mesh, abstract: Any) -> Any:
     """
 
     def place(path: Any, leaf: Any) -> NamedSharding:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        name = _name(path)
         spec = _rule(name)
         for dimension, axis in zip(leaf.shape, spec, strict=False):
             if axis is not None and dimension % mesh.shape[axis]:
@@ -185,10 +185,12 @@ class MeshPlacement:
 
     Attributes:
       batch_size: a pass over so many rows or more is split over the stride axis as well.
+      gather: when weights are gathered over fsdp, by "layer" or by "step".
     """
 
     mesh: Mesh
     batch_size: int
+    gather: str = "layer"
 
     def rows(self, x: jax.Array) -> jax.Array:
         """[B, ...] with each device holding whole rows."""
@@ -199,21 +201,36 @@ class MeshPlacement:
             return x
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, P(axes)))
 
+    def params(self, params: Any) -> Any:
+        """All weights, gathered over fsdp where that is done once for all layers."""
+        if self.mesh.shape[FSDP] == 1 or self.gather != "step":
+            return params
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: self._constrained(leaf, _whole(_rule(_name(path)))), params
+        )
+
     def weights(self, module: str, weights: Any) -> Any:
-        """One layer's weights gathered over fsdp; their gradients are scattered again."""
-        if self.mesh.shape[FSDP] == 1:
+        """One layer's weights, gathered over fsdp; their gradients are scattered again."""
+        if self.mesh.shape[FSDP] == 1 or self.gather != "layer":
             return weights
 
-        def gather(path: Any, leaf: jax.Array) -> jax.Array:
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
+        def place(path: Any, leaf: jax.Array) -> jax.Array:
             # Without the leading axis, which is the layer.
-            held = tuple(_rule(f"{module}/{name}"))[1:]
-            whole = tuple(None if axis == FSDP else axis for axis in held)
-            for spec in (held, whole):
-                leaf = jax.lax.with_sharding_constraint(leaf, NamedSharding(self.mesh, P(*spec)))
-            return leaf
+            held = P(*tuple(_rule(f"{module}/{_name(path)}"))[1:])
+            return self._constrained(self._constrained(leaf, held), _whole(held))
 
-        return jax.tree_util.tree_map_with_path(gather, weights)
+        return jax.tree_util.tree_map_with_path(place, weights)
+
+    def _constrained(self, x: jax.Array, spec: P) -> jax.Array:
+        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
+
+
+def _whole(spec: P) -> P:
+    return P(*(None if axis == FSDP else axis for axis in spec))
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> tuple[int, int]:

@@ -5,11 +5,13 @@
       --config.batch_size=2048 --config.mesh.fsdp=8
   python -m shortcut_tpu.preflight --config=imagenet256_xl --topology=v5e-256 --program=sample
   python -m shortcut_tpu.preflight --config=imagenet256_xl --topology=v5e-256 --search
-  python -m shortcut_tpu.preflight --all                      # every config on every pod
+  python -m shortcut_tpu.preflight --all                             # every config on every pod
+  python -m shortcut_tpu.preflight --all --config=imagenet256_xl     # one config on every pod
 
 The TPU compiler of libtpu does the work on any Linux machine; no TPU is needed. The step, state and
 shardings are those that `shortcut_tpu.train` runs on that pod. Exits 1 where it does not fit. The
-figures are the compiler's and the chips' published peaks: nothing was run.
+figures are the compiler's and the chips' published peaks: nothing was run. With
+--config.train.compile_cache=DIR the compiled step is kept where `train` looks for it.
 """
 
 import os
@@ -27,10 +29,14 @@ os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
 
 from absl import flags
 import jax
+from ml_collections import ConfigDict
 
 from data_pipeline.errors import UserError
-from shortcut_tpu import command
+from shortcut_tpu import command, compile_cache
+from shortcut_tpu import config as config_lib
 from shortcut_tpu.compiled.analysis import PROGRAMS, analyse
+from shortcut_tpu.compiled.matrix import HEADER, PODS, markdown_row, matrix
+from shortcut_tpu.compiled.search import require_one, search
 from shortcut_tpu.topologies import Topology
 
 GIB = 2**30
@@ -45,6 +51,14 @@ def define_flags() -> None:
         "program", "train", PROGRAMS, "The train step, or the sampler of evaluation (latents)."
     )
     flags.DEFINE_integer("steps", 1, "Steps of the sampler.", lower_bound=1)
+    flags.DEFINE_boolean(
+        "search", False, "Find the largest batch that fits with each remat policy; minutes."
+    )
+    flags.DEFINE_boolean(
+        "all",
+        False,
+        "A table of every config on every pod; --config or --topology leaves one. A long while.",
+    )
     command.define_json()
 
 
@@ -107,11 +121,8 @@ def why_not(figures: dict[str, Any]) -> str:
     )
 
 
-def main() -> None:
-    # As `train` sets it: noise must not depend on how an array is sharded.
-    jax.config.update("jax_threefry_partitionable", True)
-    config = command.config()
-    topology = Topology.parse(command.required("topology", "the pod, such as v5e-256"))
+def one(config: ConfigDict, topology: Topology) -> None:
+    """Reports on one program of a config on a pod."""
     figures = analyse(config, topology, flags.FLAGS.program, flags.FLAGS.steps)
     command.write_json(figures)
     if not figures["fits"]:
@@ -119,6 +130,58 @@ def main() -> None:
             f"batch {figures['batch_size']} does not fit on {topology.name}: {why_not(figures)}"
         )
     print(*report(figures), "fits", sep="\n")
+
+
+def largest(config: ConfigDict, topology: Topology) -> None:
+    """Reports on the search for the largest batch and the least remat."""
+    found = search(config, topology, say=lambda line: print(line, file=sys.stderr, flush=True))
+    command.write_json(found)
+    require_one(found)
+    print(f"{'remat':8}{'batch':>8}{'a chip':>8}{'HBM, GiB':>10}{'MFU at most':>13}  bound by")
+    for remat, figures in found["policies"].items():
+        if figures is None:
+            print(f"{remat:8}{'none fits':>16}")
+            continue
+        print(
+            f"{remat:8}{figures['batch_size']:8}{figures['batch_size'] / figures['chips']:8.4g}"
+            f"{figures['hbm_bytes_per_chip'] / GIB:10.2f}{100 * figures['mfu_bound']:11.0f} %"
+            f"  {figures['bound_by'].upper()}"
+        )
+    least = found["least_remat"]
+    own = f"batch {config.batch_size} of the config"
+    print(f"{own} fits with remat {least}" if least else f"{own} fits with none of them")
+
+
+def table() -> None:
+    """Prints the matrix of configs and pods as it grows."""
+    values = flags.FLAGS
+    configs = (
+        [(command.config_path().stem, values.config)]
+        if values.config is not None
+        else [(name, config_lib.load(name)) for name in config_lib.names()]
+    )
+    pods = [values.topology] if values.topology else PODS
+    rows = []
+    print(HEADER)
+    for row in matrix(configs, pods, values.program, values.steps):
+        rows.append(row)
+        print(markdown_row(row), flush=True)
+    command.write_json({"rows": rows})
+
+
+def main() -> None:
+    # As `train` sets it: noise must not depend on how an array is sharded.
+    jax.config.update("jax_threefry_partitionable", True)
+    if flags.FLAGS.all:
+        table()
+        return
+    config = command.config()
+    topology = Topology.parse(command.required("topology", "the pod, such as v5e-256"))
+    compile_cache.enable(config.train.compile_cache)
+    if flags.FLAGS.search:
+        largest(config, topology)
+    else:
+        one(config, topology)
     sys.stdout.flush()
 
 

@@ -83,9 +83,7 @@ class Topology:
         generation = _ALIASES.get(match[2], match[2]) if match else None
         if match is None or generation not in CHIPS:
             known = ", ".join(f"{generation}-N" for generation in CHIPS)
-            raise UserError(
-                f"--topology={name}: not one of {known}, or several slices as 2x v5e-N"
-            )
+            raise UserError(f"--topology={name}: not one of {known}, or several slices as 2x v5e-N")
         chip = CHIPS[generation]
         size = int(match[3])
         chips, odd = divmod(size, 2) if chip.cores_in_name else (size, 0)

@@ -8,15 +8,17 @@ Usage:
 from collections.abc import Iterable
 import dataclasses
 import math
-from pathlib import Path
 import time
 from typing import Any
 
+from etils import epath
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from data_pipeline.autoencoders import load_autoencoder
+from data_pipeline.autoencoders.kl_config import KLConfig
+from data_pipeline.autoencoders.tiny import VARIANTS
 from data_pipeline.manifest import FILE_NAME as MANIFEST
 from data_pipeline.manifest import Manifest
 from shortcut_tpu import partitioning
@@ -35,7 +37,7 @@ PROGRAMS = ("train", "sample")
 
 def batch_fields(config: ConfigDict) -> dict[str, tuple[Any, tuple[int, ...]]]:
     """Fields of the records: the manifest's if they are here, else the most that there can be."""
-    if (Path(config.data.path) / MANIFEST).is_file():
+    if (epath.Path(config.data.path) / MANIFEST).is_file():
         fields = Manifest.load(config.data.path).fields
         return {field.name: (jnp.dtype(field.dtype), field.shape) for field in fields}
     latent = (config.data.image_size, config.data.image_size, config.data.channels)
@@ -44,6 +46,16 @@ def batch_fields(config: ConfigDict) -> dict[str, tuple[Any, tuple[int, ...]]]:
         **{name: (jnp.dtype("float16"), latent) for name in moments},
         "label": (jnp.dtype("int32"), ()),
     }
+
+
+def latent_scale(config: ConfigDict) -> float:
+    """The constant that `train` scales latents by: the manifest's, else the autoencoder's usual."""
+    if (epath.Path(config.data.path) / MANIFEST).is_file():
+        return float(Manifest.load(config.data.path).autoencoder["scale"])
+    name = config.data.autoencoder.partition(":")[0]
+    if name == "identity":
+        return 1.0
+    return VARIANTS[name].scale if name in VARIANTS else KLConfig().scaling_factor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +81,7 @@ class Candidate:
         Raises:
           UserError: libtpu is missing, or the config is not valid on so many chips.
         """
-        experiment = Experiment.from_config(config, topology.devices())
+        experiment = Experiment.from_config(config, topology.devices(), latent_scale(config))
         if program == "train":
             batch = experiment.abstract_batch(batch_fields(config))
             arguments = (experiment.abstract_state, batch)
@@ -198,9 +210,7 @@ def _costs(candidate: Candidate, program: Program) -> dict[str, Any]:
     flops = executed_flops(program)
     roofline = Roofline.of(flops, hbm_bytes(program), moved, candidate.topology, mesh)
     model_flops = candidate.model_flops()
-    needed = required_bytes(
-        candidate.experiment, candidate.passes(), gradients=candidate.trains
-    )
+    needed = required_bytes(candidate.experiment, candidate.passes(), gradients=candidate.trains)
     total = sum(collective.total_bytes for collective in moved)
     return {
         "collectives": summary(moved),

@@ -25,7 +25,15 @@ _OPS = (
     "collective-broadcast",
 )
 # Operations that take no time of the processor between the start of a transfer and its end.
-_IDLE = {"bitcast", "constant", "get-tuple-element", "parameter", "tuple", "after-all", "copy-start"}
+_IDLE = {
+    "bitcast",
+    "constant",
+    "get-tuple-element",
+    "parameter",
+    "tuple",
+    "after-all",
+    "copy-start",
+}
 _COMPUTE = {"fusion", "convolution", "dot", "custom-call", "while", "call", "conditional", "reduce"}
 # What several slices exchange over the data centre network, each device with its likes.
 DCN = "slices"
@@ -239,9 +247,7 @@ def replica_groups(collective: Instruction, num_devices: int) -> list[list[int]]
         if iota[3]:
             ids = ids.transpose(tuple(map(int, iota[3].split(","))))
         return ids.reshape(shape).tolist()
-    written = [
-        [int(n) for n in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", text)
-    ]
+    written = [[int(n) for n in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", text)]
     return written or [list(range(num_devices))]
 
 
@@ -252,7 +258,9 @@ def _mesh_groups(text: str) -> list[list[int]]:
     shape: list[int] = []
     grouped: list[int] = []
     for name, size in sizes.items():
-        parts = {int(start): int(length) for axis, start, length in chosen if axis == name and start}
+        parts = {
+            int(start): int(length) for axis, start, length in chosen if axis == name and start
+        }
         whole = any(axis == name and not start for axis, start, _ in chosen)
         at = 1
         for start, length in sorted(parts.items()):

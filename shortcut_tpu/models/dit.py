@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from shortcut_tpu.models.embeddings import ScalarEmbedder, level_of, sincos_2d
-from shortcut_tpu.models.placement import place_rows, place_weights
+from shortcut_tpu.models.placement import place_params, place_rows, place_weights
 
 Params = Any
 
@@ -279,7 +279,7 @@ class DiT:
         """
         # Cast here, once, so that no layer of the scan converts its weights again.
         dtype = jnp.dtype(self.config.dtype)
-        params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+        params = place_params(jax.tree.map(lambda leaf: leaf.astype(dtype), params))
         state = jax.tree.map(lambda leaf: leaf, self._abstract)
         nnx.replace_by_pure_dict(state, params)
         return nnx.merge(self._graph, state)(x, t, d, labels, conditions)

@@ -5,8 +5,9 @@ in every layer. A step that is compiled for a mesh is traced under `placed`, and
 here at each layer; without it nothing is constrained.
 
 Usage, in a network:
+  params = place_params(params)                        # once, cast to the dtype of the products
+  weights = place_weights("blocks", weights)           # in each layer
   h = place_rows(h)
-  weights = place_weights("blocks", weights)
 """
 
 from collections.abc import Iterator
@@ -22,12 +23,18 @@ class Placement(Protocol):
         """The array [B, ...], each device holding whole rows."""
         ...
 
+    def params(self, params: Any) -> Any:
+        """All weights, as a pass through the network wants them before its layers."""
+        ...
+
     def weights(self, module: str, weights: Any) -> Any:
         """The weights of one layer of a module, as its products need them."""
         ...
 
 
-_active: contextvars.ContextVar[Placement | None] = contextvars.ContextVar("placement", default=None)
+_active: contextvars.ContextVar[Placement | None] = contextvars.ContextVar(
+    "placement", default=None
+)
 
 
 @contextlib.contextmanager
@@ -50,3 +57,9 @@ def place_weights(module: str, weights: Any) -> Any:
     """See `Placement.weights`."""
     placement = _active.get()
     return placement.weights(module, weights) if placement else weights
+
+
+def place_params(params: Any) -> Any:
+    """See `Placement.params`."""
+    placement = _active.get()
+    return placement.params(params) if placement else params

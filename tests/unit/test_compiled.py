@@ -1,9 +1,9 @@
 """What the compiled HLO says is read as it is meant: loops, groups, products, overlap."""
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-import jax.numpy as jnp
 import pytest
 
 from shortcut_tpu.compiled.collectives import collectives, replica_groups
@@ -181,7 +181,9 @@ lhs_dilate=2x4}, dim_labels=01bf_01oi->01bf
 def test_memory_traffic_counts_the_slices_of_a_loop():
     """A scan reads each layer's weights once, not the whole stack in every turn."""
     weights, x = shape((LAYERS, 256, 256)), shape((8, 256))
-    moved = hbm_bytes(program(lambda w, x: jax.lax.scan(lambda h, w: (h @ w, None), x, w)[0], weights, x))
+    moved = hbm_bytes(
+        program(lambda w, x: jax.lax.scan(lambda h, w: (h @ w, None), x, w)[0], weights, x)
+    )
     stack = LAYERS * 256 * 256 * 4
     assert stack < moved < 4 * stack
 

@@ -54,7 +54,12 @@ def test_mesh_holds_whole_strides_on_every_device(axes, num_devices, batch_size,
             "batch sizes that can: 1024, 2048, or any other multiple of 1024",
         ),
         ({}, 256, 250, "batch sizes that can: 240, 256, or any other multiple of 16"),
-        ({"data": 3}, 8, 64, r"\(3, 1, -1, -1\) cannot be laid over 8 devices with 16 attention heads"),
+        (
+            {"data": 3},
+            8,
+            64,
+            r"\(3, 1, -1, -1\) cannot be laid over 8 devices with 16 attention heads",
+        ),
         ({"tensor": 32}, 32, 64, "tensor must divide the heads"),
     ],
 )
@@ -63,7 +68,9 @@ def test_what_cannot_be_laid_out_is_refused(axes, num_devices, batch_size, messa
         choose(axes, num_devices, batch_size)
 
 
-@pytest.mark.parametrize("shape", [(8, 1, 1, 1), (2, 2, 1, 2), (1, 2, 4, 1), (1, 8, 1, 1), (1, 1, 1, 8)])
+@pytest.mark.parametrize(
+    "shape", [(8, 1, 1, 1), (2, 2, 1, 2), (1, 2, 4, 1), (1, 8, 1, 1), (1, 1, 1, 8)]
+)
 def test_weights_moments_and_averages_lie_alike(tiny_config, devices, shape):
     with tiny_config.unlocked():
         tiny_config.mesh.update(dict(zip(partitioning.AXES, shape, strict=True)))

@@ -83,14 +83,14 @@ def report(figures: dict[str, Any]) -> list[str]:
     )
     per_image = figures["model_flops"] / figures["batch_size"]
     more = figures["executed_flops"] / figures["model_flops"] - 1
-    ratio = figures["collective_bytes_ratio"]
+    moved, ratio = figures["collective_bytes"] / GIB, figures["collective_bytes_ratio"]
     compared = f"{ratio:.3f} x the {figures['required_bytes'] / GIB:.3g}" if ratio else "of the 0"
     lines += [
         f"HBM a chip   {used:.2f} of {capacity:.2f} GiB: {kinds}, activations and other "
         f"temporaries {figures['hbm_temporary_bytes'] / GIB:.2f}, code "
         f"{figures['hbm_code_bytes'] / GIB:.2f}",
         f"operations   {per_image:.4g} FLOPs a row; {100 * more:+.1f} % recomputed or padded",
-        f"collectives  {figures['collective_bytes'] / GIB:.3g} GiB a chip, {compared} that must move",
+        f"collectives  {moved:.3g} GiB a chip, {compared} that must move",
         *_collective_lines(figures["collectives"]),
         f"at least     {times} ms a call: bound by {figures['bound_by'].upper()}, "
         f"MFU at most {100 * figures['mfu_bound']:.0f} %",

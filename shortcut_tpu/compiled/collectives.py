@@ -24,16 +24,7 @@ _OPS = (
     "collective-permute",
     "collective-broadcast",
 )
-# Operations that take no time of the processor between the start of a transfer and its end.
-_IDLE = {
-    "bitcast",
-    "constant",
-    "get-tuple-element",
-    "parameter",
-    "tuple",
-    "after-all",
-    "copy-start",
-}
+# What takes time between the start of a transfer and its end, so that the two overlap.
 _COMPUTE = {"fusion", "convolution", "dot", "custom-call", "while", "call", "conditional", "reduce"}
 # What several slices exchange over the data centre network, each device with its likes.
 DCN = "slices"
@@ -258,9 +249,7 @@ def _mesh_groups(text: str) -> list[list[int]]:
     shape: list[int] = []
     grouped: list[int] = []
     for name, size in sizes.items():
-        parts = {
-            int(start): int(length) for axis, start, length in chosen if axis == name and start
-        }
+        parts = {int(start): int(n) for axis, start, n in chosen if axis == name and start}
         whole = any(axis == name and not start for axis, start, _ in chosen)
         at = 1
         for start, length in sorted(parts.items()):

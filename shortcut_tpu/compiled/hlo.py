@@ -151,7 +151,8 @@ class Program:
           ValueError: it has no entry computation.
         """
         computations: dict[str, Computation] = {}
-        entry, name, lines = None, None, []
+        entry, name = None, None
+        lines: list[str] = []
         for line in text.splitlines():
             header = _COMPUTATION.match(line)
             if header:

@@ -32,9 +32,7 @@ class Placement(Protocol):
         ...
 
 
-_active: contextvars.ContextVar[Placement | None] = contextvars.ContextVar(
-    "placement", default=None
-)
+_active = contextvars.ContextVar[Placement | None]("placement", default=None)
 
 
 @contextlib.contextmanager

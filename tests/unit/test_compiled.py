@@ -20,8 +20,8 @@ def program(function, *arguments, **jit):
     return Program.parse(jax.jit(function, **jit).lower(*arguments).compile().as_text())
 
 
-def shape(dims, mesh=None, spec=P()):
-    sharding = NamedSharding(mesh, spec) if mesh else None
+def shape(dims, mesh=None, spec=None):
+    sharding = NamedSharding(mesh, spec or P()) if mesh else None
     return jax.ShapeDtypeStruct(dims, "float32", sharding=sharding)
 
 
@@ -128,7 +128,7 @@ OVERLAPPED = """
 }
 %step (p: bf16[8,4]) -> bf16[8,16] {
   %p = bf16[8,4]{1,0} parameter(0)
-  ROOT %g.2 = bf16[8,16]{1,0} all-gather(%p), channel_id=7, replica_groups=[2,4]<=[8], dimensions={1}
+  ROOT %g.2 = bf16[8,16]{1,0} all-gather(%p), channel_id=7, replica_groups=[2,4]<=[8]
 }
 %done (p: bf16[8,4]) -> bf16[8,16] {
   %p = bf16[8,4]{1,0} parameter(0)
@@ -181,9 +181,11 @@ lhs_dilate=2x4}, dim_labels=01bf_01oi->01bf
 def test_memory_traffic_counts_the_slices_of_a_loop():
     """A scan reads each layer's weights once, not the whole stack in every turn."""
     weights, x = shape((LAYERS, 256, 256)), shape((8, 256))
-    moved = hbm_bytes(
-        program(lambda w, x: jax.lax.scan(lambda h, w: (h @ w, None), x, w)[0], weights, x)
-    )
+
+    def scanned(weights, x):
+        return jax.lax.scan(lambda h, w: (h @ w, None), x, weights)[0]
+
+    moved = hbm_bytes(program(scanned, weights, x))
     stack = LAYERS * 256 * 256 * 4
     assert stack < moved < 4 * stack
 

@@ -40,4 +40,7 @@ def required_bytes(experiment: Experiment, passes: int, *, gradients: bool = Tru
             total += size if slices == 1 else 2 * size + size // (reducers // slices)
         if partitioning.FSDP in axes and mesh.shape[partitioning.FSDP] > 1:
             total += passes * size
+            # Scattered over fsdp, a gradient is summed over the other rows' devices by its parts.
+            if gradients and reducers > mesh.shape[partitioning.FSDP]:
+                total += size // mesh.shape[partitioning.FSDP]
     return total

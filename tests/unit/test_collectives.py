@@ -44,6 +44,33 @@ def test_data_parallel_shortcut_moves_what_flow_matching_moves(tiny_config, devi
     assert gradients <= flow["all-reduce"] <= gradients + 64
 
 
+def test_devices_that_share_strides_train_as_those_that_do_not(tiny_config, devices):
+    """Rows of a stride on devices of their own: the same step, and no rows move for it."""
+    rng = np.random.default_rng(0)
+    batch = {
+        "mean": rng.normal(size=(tiny_config.batch_size, 8, 8, 1)).astype(np.float16),
+        "label": rng.integers(0, 10, tiny_config.batch_size).astype(np.int32),
+    }
+    found = {}
+    for data, stride in ((8, 1), (2, 4)):
+        with tiny_config.unlocked():
+            tiny_config.objective.shortcut.guidance = 1.5
+            tiny_config.mesh.update({"data": data, "stride": stride, "tensor": 1})
+        experiment = Experiment.from_config(tiny_config, devices)
+        on_mesh = partitioning.to_global(experiment.mesh, batch, tiny_config.batch_size)
+        state = experiment.init_state()
+        compiled = experiment.train_step.lower(state, on_mesh).compile()
+        metrics = compiled(state, on_mesh)[1]
+        found[stride] = [float(metrics["loss"]), float(metrics["grad_norm"])]
+    np.testing.assert_allclose(found[4], found[1], rtol=1e-5)
+    # What is not a gradient is smaller than one latent of the batch, or a label's row.
+    by_op = moved(compiled, experiment.mesh)
+    params = experiment.abstract_state.params
+    gradients = sum(leaf.size * 4 for leaf in jax.tree.leaves(params))
+    assert gradients <= by_op.pop("all-reduce") <= 1.02 * gradients
+    assert sum(by_op.values()) <= 0.02 * gradients
+
+
 def test_rows_stay_where_they_are(tiny_config, devices):
     """A batch laid out over the mesh is split and merged into rows of two kinds without moving."""
     from shortcut_tpu.objectives.rows import append, detach, put, take

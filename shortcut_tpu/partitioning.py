@@ -192,14 +192,35 @@ class MeshPlacement:
     batch_size: int
     gather: str = "layer"
 
+    def inputs(self, arrays: Any) -> Any:
+        """Arrays [B, ...], taken from where batches lie to where a pass wants them.
+
+        Devices along the stride axis have all rows of their strides, so each takes its share of
+        what it holds; without the first placement the compiler would lay out what comes before
+        like the share, and move rows to make it.
+        """
+        return jax.tree.map(lambda x: self.rows(self._as_batch(x)), arrays)
+
+    def output(self, x: jax.Array) -> jax.Array:
+        """[B, ...] laid out as a batch is: shares of strides are put together, a few kilobytes."""
+        return self._as_batch(self.rows(x))
+
+    def _as_batch(self, x: jax.Array) -> jax.Array:
+        if self.mesh.shape[STRIDE] == 1:
+            return self._by_rows(x, (DATA, FSDP))
+        # Of constraints one upon another the partitioner keeps the last for all uses of the array;
+        # a barrier on either side keeps them apart.
+        barrier = jax.lax.optimization_barrier
+        return barrier(self._by_rows(barrier(x), (DATA, FSDP)))
+
     def rows(self, x: jax.Array) -> jax.Array:
         """[B, ...] with each device holding whole rows."""
-        count = x.shape[0]
-        axes = ROW_AXES if count >= self.batch_size else (DATA, FSDP)
-        parts = math.prod(self.mesh.shape[axis] for axis in axes)
-        if count % parts:
+        return self._by_rows(x, ROW_AXES if x.shape[0] >= self.batch_size else (DATA, FSDP))
+
+    def _by_rows(self, x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+        if x.shape[0] % math.prod(self.mesh.shape[axis] for axis in axes):
             return x
-        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, P(axes)))
+        return self._constrained(x, P(axes))
 
     def params(self, params: Any) -> Any:
         """All weights, gathered over fsdp where that is done once for all layers."""

@@ -17,7 +17,13 @@ import jax
 import jax.numpy as jnp
 
 from shortcut_tpu.models.embeddings import ScalarEmbedder, level_of, sincos_2d
-from shortcut_tpu.models.placement import place_params, place_rows, place_weights
+from shortcut_tpu.models.placement import (
+    place_inputs,
+    place_output,
+    place_params,
+    place_rows,
+    place_weights,
+)
 
 Params = Any
 
@@ -205,6 +211,7 @@ class Network(nnx.Module):
         dtype = jnp.dtype(config.dtype)
         patch, side = config.patch_size, config.image_size // config.patch_size
         batch = x.shape[0]
+        x, t, d, labels, conditions = place_inputs((x, t, d, labels, conditions))
 
         tokens = x.reshape(batch, side, patch, side, patch, config.channels)
         tokens = tokens.transpose(0, 1, 3, 2, 4, 5).reshape(batch, side * side, -1)
@@ -235,7 +242,7 @@ class Network(nnx.Module):
 
         out = self.final(h, condition).astype(jnp.float32)
         out = out.reshape(batch, side, side, patch, patch, -1)
-        return out.transpose(0, 1, 3, 2, 4, 5).reshape(*x.shape[:-1], -1)
+        return place_output(out.transpose(0, 1, 3, 2, 4, 5).reshape(*x.shape[:-1], -1))
 
 
 class DiT:

@@ -7,7 +7,9 @@ here at each layer; without it nothing is constrained.
 Usage, in a network:
   params = place_params(params)                        # once, cast to the dtype of the products
   weights = place_weights("blocks", weights)           # in each layer
-  h = place_rows(h)
+  x, t = place_inputs((x, t))                          # where it begins
+  h = place_rows(h)                                    # in each layer
+  return place_output(out)
 """
 
 from collections.abc import Iterator
@@ -19,6 +21,14 @@ import jax
 
 
 class Placement(Protocol):
+    def inputs(self, arrays: Any) -> Any:
+        """What a pass through the network takes, each [B, ...]."""
+        ...
+
+    def output(self, x: jax.Array) -> jax.Array:
+        """What a pass through the network gives, [B, ...]."""
+        ...
+
     def rows(self, x: jax.Array) -> jax.Array:
         """The array [B, ...], each device holding whole rows."""
         ...
@@ -43,6 +53,18 @@ def placed(placement: Placement) -> Iterator[None]:
         yield
     finally:
         _active.reset(token)
+
+
+def place_inputs(arrays: Any) -> Any:
+    """See `Placement.inputs`."""
+    placement = _active.get()
+    return placement.inputs(arrays) if placement else arrays
+
+
+def place_output(x: jax.Array) -> jax.Array:
+    """See `Placement.output`."""
+    placement = _active.get()
+    return placement.output(x) if placement else x
 
 
 def place_rows(x: jax.Array) -> jax.Array:

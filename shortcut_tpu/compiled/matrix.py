@@ -41,7 +41,7 @@ def markdown_row(row: dict[str, Any]) -> str:
     """A row of the table whose head is HEADER."""
     cells = [row["config"], row["topology"]]
     if "hbm_bytes_per_chip" not in row:
-        return "| " + " | ".join([*cells, f"{row['reason']}", *[""] * 6]) + " |"
+        return "| " + " | ".join([*cells, row["reason"]]) + " |" + " |" * 6
     used, capacity = row["hbm_bytes_per_chip"] / _GIB, row["hbm_capacity_bytes"] / _GIB
     ratio = row["collective_bytes_ratio"]
     cells += [

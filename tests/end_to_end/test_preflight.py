@@ -46,8 +46,8 @@ def test_a_step_that_fits(tmp_path):
     assert figures["collective_bytes_ratio"] == pytest.approx(1, abs=0.1)
     assert figures["required_bytes"] == kinds["parameters"] // 2  # summed in bfloat16
 
-    # A shortcut step at k = 1/4: three forward passes' cost and, guided rows apart, 2 k more.
-    assert 1 <= figures["executed_flops"] / figures["model_flops"] < 1.1
+    # Nothing is recomputed; guided rows that no device needs whole are at most a few.
+    assert 0.99 < figures["executed_flops"] / figures["model_flops"] < 1.1
     times = figures["roofline_seconds"]
     assert figures["bound_by"] == max(times, key=times.get)
     assert times["mxu"] == pytest.approx(figures["executed_flops"] / 16 / 197e12)

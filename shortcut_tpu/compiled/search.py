@@ -15,16 +15,19 @@ from shortcut_tpu.models.dit import REMAT_POLICIES
 from shortcut_tpu.objectives import make_objective
 from shortcut_tpu.topologies import Topology
 
-# How far below the estimate is looked when it does not fit.
-_BACK_OFF = (1.0, 0.9, 0.75, 0.5)
+# How far below an estimate is looked when it does not fit, how many times the last batch the next
+# may be, and by how much a next one must be larger to be worth a compile.
+_BACK_OFF = (0.9, 0.75, 0.5)
+_STRIDE = 8
+_CLOSE = 1.1
 Say = Callable[[str], None]
 
 
 def search(config: ConfigDict, topology: Topology, say: Say) -> dict[str, Any]:
     """Compiles the step with each remat policy at growing batches.
 
-    Memory grows linearly in the rows, so two compiles give an estimate and a third confirms it; a
-    batch that is named has been compiled, and one larger by a tenth need not fit.
+    Memory grows about linearly in the rows, so two compiles give an estimate and the next confirms
+    it. A batch that is named has been compiled; one larger by a tenth or two need not fit.
 
     Args:
       config: of the run.
@@ -51,23 +54,27 @@ def _largest(config: ConfigDict, topology: Topology, remat: str, say: Say) -> di
     """Figures of the largest batch that fits with this policy."""
     stride = make_objective(config.objective.to_dict()).row_stride
     unit = stride * topology.chips // max(config.mesh.tensor, 1)
-    small = _compiled(config, topology, remat, unit, say)
-    if not small["fits"]:
+    best = _compiled(config, topology, remat, unit, say)
+    if not best["fits"]:
         return None
-    double = _compiled(config, topology, remat, 2 * unit, say)
-    if not double["fits"]:
-        return small
-    used = double["hbm_bytes_per_chip"]
-    growth = max(used - small["hbm_bytes_per_chip"], 1)
-    units = 2 + (topology.hbm_bytes - used) // growth
-    for share in _BACK_OFF:
-        tried = int(units * share)
-        if tried <= 2:
-            break
+    held, tried = 1, 2
+    while True:
         figures = _compiled(config, topology, remat, tried * unit, say)
-        if figures["fits"]:
-            return figures
-    return double
+        if not figures["fits"]:
+            break
+        growth = (figures["hbm_bytes_per_chip"] - best["hbm_bytes_per_chip"]) / (tried - held)
+        left = topology.hbm_bytes - figures["hbm_bytes_per_chip"]
+        best, held = figures, tried
+        # While rows hardly show beside the state the estimate is wild.
+        tried = min(held + int(left / growth) if growth > 0 else _STRIDE * held, _STRIDE * held)
+        if tried <= _CLOSE * held:
+            return best
+    for share in _BACK_OFF:
+        if int(tried * share) > held:
+            figures = _compiled(config, topology, remat, int(tried * share) * unit, say)
+            if figures["fits"]:
+                return figures
+    return best
 
 
 def _compiled(

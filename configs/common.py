@@ -92,11 +92,17 @@ def get_config() -> ConfigDict:
     config.emas = ConfigDict({"evaluation": 0.999, "target": 0.999})
 
     config.mesh = ConfigDict()
-    # Devices along each axis; -1 chooses. Rows of a batch are split over data x fsdp, weights over
-    # fsdp x tensor. Where the batch has too few rows for all devices, the rest go to tensor.
+    # Devices along each axis; -1 chooses. Rows of a batch are split over data x fsdp in whole
+    # strides, weights over fsdp x tensor. Where a batch has fewer strides than there are devices,
+    # those along `stride` share one: each trains its part of the rows, all compute the targets.
+    # Where that is not enough, the rest go to tensor.
     config.mesh.data = -1
     config.mesh.fsdp = 1
+    config.mesh.stride = -1
     config.mesh.tensor = -1
+    # When weights are gathered over fsdp: in each pass by "layer", for the least memory, or once a
+    # "step" and for all passes, which moves less.
+    config.mesh.gather = "layer"
 
     config.train = ConfigDict()
     config.train.num_steps = 400_000
@@ -108,6 +114,9 @@ def get_config() -> ConfigDict:
     # A process that does not finish a step, a compilation or a batch of an evaluation in so many
     # seconds writes its stacks and ends, to be started again; 0 for never.
     config.train.hang_seconds = 1800
+    # Folder, local or gs://, where compiled programs are kept, so that a restart need not compile
+    # them again; "" for none. `preflight` with the same key fills it.
+    config.train.compile_cache = ""
 
     config.checkpoint = ConfigDict()
     # Steps between saves, which go on beside training; the last step is saved too. 0 for never.

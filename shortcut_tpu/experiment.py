@@ -8,10 +8,10 @@ Usage:
   state, metrics = experiment.train_step(state, batch)
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -23,10 +23,14 @@ from data_pipeline.errors import UserError
 from shortcut_tpu import partitioning
 from shortcut_tpu.command import checked
 from shortcut_tpu.models import DiT, DiTConfig
+from shortcut_tpu.models.placement import placed
 from shortcut_tpu.objectives import Objective, make_objective
 from shortcut_tpu.objectives.base import TEACHER
 from shortcut_tpu.train_state import TrainState, make_optimizer
 from shortcut_tpu.train_step import make_train_step
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +79,7 @@ class Experiment:
             batch_size=config.batch_size,
             row_stride=objective.row_stride,
             num_heads=config.model.num_heads,
+            slices=partitioning.count_slices(devices),
         )
         return cls(
             config=config,
@@ -138,7 +143,20 @@ class Experiment:
             max_skipped=self.config.train.max_skipped,
         )
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
-        return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+        return jax.jit(self.placed(step), donate_argnums=0, out_shardings=(shardings, None))
+
+    def placed(self, function: Callable[P, T]) -> Callable[P, T]:
+        """The function, its networks computed where the mesh wants them; to be jitted."""
+        placement = partitioning.MeshPlacement(
+            self.mesh, self.config.batch_size, self.config.mesh.gather
+        )
+
+        @functools.wraps(function)
+        def traced(*args: P.args, **kwargs: P.kwargs) -> T:
+            with placed(placement):
+                return function(*args, **kwargs)
+
+        return traced
 
     @functools.cached_property
     def summarize(self) -> Any:

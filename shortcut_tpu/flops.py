@@ -44,6 +44,28 @@ def _count(jaxpr: Any) -> int:
     return total
 
 
+def layer_passes(depth: int, function: Callable[..., Any], *args: Any) -> int:
+    """How often a function passes through a network's layers, forwards or backwards.
+
+    Args:
+      depth: layers; every scan of so many turns that multiplies matrices is a pass.
+      function: traced, not run.
+      *args: its arguments or their ShapeDtypeStructs.
+    """
+    return _passes(jax.make_jaxpr(function)(*args).jaxpr, depth)
+
+
+def _passes(jaxpr: Any, depth: int) -> int:
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "scan" and equation.params["length"] == depth:
+            total += any(_count(sub) for sub in _sub_jaxprs(equation.params))
+            continue
+        turns = equation.params["length"] if equation.primitive.name == "scan" else 1
+        total += turns * sum(_passes(sub, depth) for sub in _sub_jaxprs(equation.params))
+    return total
+
+
 def _sub_jaxprs(params: dict[str, Any]) -> Iterator[Any]:
     for value in params.values():
         for item in value if isinstance(value, tuple | list) else (value,):

@@ -1,6 +1,9 @@
 """The device mesh, and where every array of a run lies on it.
 
-Rows of a batch are split over the axes `data` and `fsdp`, weights over `fsdp` and `tensor`.
+Rows of a batch are split over the axes `data` and `fsdp` in whole strides, weights over `fsdp` and
+`tensor`. The devices along `stride` hold the same strides: of a pass over the whole batch each
+computes its share of the rows, a pass over some rows of each stride they compute alike. So a batch
+may have fewer strides than there are devices, and nothing but gradients moves.
 
 Usage:
   mesh = make_mesh(choose_shape(config.mesh, jax.device_count(), batch_size=256, row_stride=4))
@@ -8,7 +11,9 @@ Usage:
   x = jax.device_put(x, rows(mesh))
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+import dataclasses
+import math
 import re
 from typing import Any
 
@@ -19,7 +24,10 @@ from jax.sharding import PartitionSpec as P
 
 from data_pipeline.errors import UserError
 
-DATA, FSDP, TENSOR = AXES = ("data", "fsdp", "tensor")
+DATA, FSDP, STRIDE, TENSOR = AXES = ("data", "fsdp", "stride", "tensor")
+Shape = tuple[int, int, int, int]
+# Axes whose devices compute rows of their own, and those over which a batch is laid out.
+ROW_AXES = (DATA, FSDP, STRIDE)
 ROWS = P((DATA, FSDP))
 
 # The first pattern found in a leaf's path decides. Averages and optimizer moments have their
@@ -44,11 +52,12 @@ def choose_shape(
     batch_size: int,
     row_stride: int,
     num_heads: int,
-) -> tuple[int, int, int]:
-    """The mesh (data, fsdp, tensor) for a config on some devices.
+    slices: int = 1,
+) -> Shape:
+    """The mesh (data, fsdp, stride, tensor) for a config on some devices.
 
     An axis of -1 is chosen: of the shapes whose devices hold whole strides of rows, the one with
-    the smallest tensor axis.
+    the smallest tensor axis, then with the smallest stride axis.
 
     Args:
       axes: `config.mesh`.
@@ -56,16 +65,18 @@ def choose_shape(
       batch_size: rows of the global batch.
       row_stride: `Objective.row_stride`; every device holds a multiple of this many rows.
       num_heads: the tensor axis must divide it.
+      slices: of the pod; the data axis must hold whole ones.
 
     Raises:
       UserError: no shape fits; the message names batch sizes that would.
     """
     asked = tuple(axes[name] for name in AXES)
     shapes = [
-        (num_devices // (fsdp * tensor), fsdp, tensor)
+        (num_devices // (fsdp * stride * tensor), fsdp, stride, tensor)
         for tensor in _divisors(num_devices)
-        for fsdp in _divisors(num_devices // tensor)
-        if num_heads % tensor == 0
+        for stride in _divisors(num_devices // tensor)
+        for fsdp in _divisors(num_devices // (tensor * stride))
+        if num_heads % tensor == 0 and row_stride % stride == 0
     ]
     # An unset fsdp axis stays 1: gathering weights is worth it only where someone asked for it.
     shapes = [
@@ -73,14 +84,16 @@ def choose_shape(
         for shape in shapes
         if all(want in (-1, have) for want, have in zip(asked, shape, strict=True))
         and (asked[1] != -1 or shape[1] == 1)
+        and shape[0] % slices == 0
     ]
     if not shapes:
         raise UserError(
-            f"mesh (data, fsdp, tensor) = {asked} cannot be laid over {num_devices} devices with "
-            f"{num_heads} attention heads; the axes must multiply to {num_devices}, and tensor "
-            f"must divide the heads"
+            f"mesh (data, fsdp, stride, tensor) = {asked} cannot be laid over {num_devices} "
+            f"devices with {num_heads} attention heads; the axes must multiply to {num_devices}, "
+            f"tensor must divide the heads and stride the objective's {row_stride} rows"
+            + (f", and data must be a multiple of the {slices} slices" if slices > 1 else "")
         )
-    for shape in sorted(shapes, key=lambda shape: shape[2]):
+    for shape in sorted(shapes, key=lambda shape: (shape[3], shape[2])):
         if batch_size % (shape[0] * shape[1] * row_stride) == 0:
             return shape
     multiple = min(shape[0] * shape[1] for shape in shapes) * row_stride
@@ -96,18 +109,34 @@ def _divisors(number: int) -> list[int]:
     return [n for n in range(1, number + 1) if number % n == 0]
 
 
-def make_mesh(shape: tuple[int, int, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(shape: Shape, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh of this shape over all devices, or over those given.
 
     Neighbours on an axis are neighbours on the torus. An axis of the torus may be split between
-    two of the mesh, as (64, 1, 4) over 16 x 16 chips needs.
+    two of the mesh, as (64, 1, 1, 4) over 16 x 16 chips needs. Of several slices each is a part of
+    the data axis, so that only gradients cross the network between them.
     """
-    placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-    return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * 3)
+    devices = jax.devices() if devices is None else devices
+    slices = count_slices(devices)
+    if slices == 1:
+        placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    else:
+        placed = mesh_utils.create_hybrid_device_mesh(
+            (shape[0] // slices, *shape[1:]),
+            (slices, 1, 1, 1),
+            devices,
+            allow_split_physical_axes=True,
+        )
+    return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def count_slices(devices: Iterable[jax.Device]) -> int:
+    """How many slices of TPU pods the devices belong to; 1 for other devices."""
+    return len({getattr(device, "slice_index", 0) for device in devices})
 
 
 def row_shards(mesh: Mesh) -> int:
-    """Over how many devices the rows of a batch are split."""
+    """Into how many parts of whole strides a batch is laid out."""
     return mesh.shape[DATA] * mesh.shape[FSDP]
 
 
@@ -133,8 +162,8 @@ def state_shardings(mesh: Mesh, abstract: Any) -> Any:
     """
 
     def place(path: Any, leaf: Any) -> NamedSharding:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        spec = next(spec for pattern, spec in RULES if re.search(pattern, name))
+        name = _name(path)
+        spec = _rule(name)
         for dimension, axis in zip(leaf.shape, spec, strict=False):
             if axis is not None and dimension % mesh.shape[axis]:
                 raise UserError(
@@ -144,6 +173,85 @@ def state_shardings(mesh: Mesh, abstract: Any) -> Any:
         return NamedSharding(mesh, spec)
 
     return jax.tree_util.tree_map_with_path(place, abstract)
+
+
+def _rule(name: str) -> P:
+    return next(spec for pattern, spec in RULES if re.search(pattern, name))
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshPlacement:
+    """Activations by whole rows, weights whole but for their tensor axis: `models.placement`.
+
+    Attributes:
+      batch_size: a pass over so many rows or more is split over the stride axis as well.
+      gather: when weights are gathered over fsdp, by "layer" or by "step".
+    """
+
+    mesh: Mesh
+    batch_size: int
+    gather: str = "layer"
+
+    def inputs(self, arrays: Any) -> Any:
+        """Arrays [B, ...], taken from where batches lie to where a pass wants them.
+
+        Devices along the stride axis have all rows of their strides, so each takes its share of
+        what it holds; without the first placement the compiler would lay out what comes before
+        like the share, and move rows to make it.
+        """
+        return jax.tree.map(lambda x: self.rows(self._as_batch(x)), arrays)
+
+    def output(self, x: jax.Array) -> jax.Array:
+        """[B, ...] laid out as a batch is: shares of strides are put together, a few kilobytes."""
+        return self._as_batch(self.rows(x))
+
+    def _as_batch(self, x: jax.Array) -> jax.Array:
+        if self.mesh.shape[STRIDE] == 1:
+            return self._by_rows(x, (DATA, FSDP))
+        # Of constraints one upon another the partitioner keeps the last for all uses of the array;
+        # a barrier on either side keeps them apart.
+        barrier = jax.lax.optimization_barrier
+        return barrier(self._by_rows(barrier(x), (DATA, FSDP)))
+
+    def rows(self, x: jax.Array) -> jax.Array:
+        """[B, ...] with each device holding whole rows."""
+        return self._by_rows(x, ROW_AXES if x.shape[0] >= self.batch_size else (DATA, FSDP))
+
+    def _by_rows(self, x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+        if x.shape[0] % math.prod(self.mesh.shape[axis] for axis in axes):
+            return x
+        return self._constrained(x, P(axes))
+
+    def params(self, params: Any) -> Any:
+        """All weights, gathered over fsdp where that is done once for all layers."""
+        if self.mesh.shape[FSDP] == 1 or self.gather != "step":
+            return params
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: self._constrained(leaf, _whole(_rule(_name(path)))), params
+        )
+
+    def weights(self, module: str, weights: Any) -> Any:
+        """One layer's weights, gathered over fsdp; their gradients are scattered again."""
+        if self.mesh.shape[FSDP] == 1 or self.gather != "layer":
+            return weights
+
+        def place(path: Any, leaf: jax.Array) -> jax.Array:
+            # Without the leading axis, which is the layer.
+            held = P(*tuple(_rule(f"{module}/{_name(path)}"))[1:])
+            return self._constrained(self._constrained(leaf, held), _whole(held))
+
+        return jax.tree_util.tree_map_with_path(place, weights)
+
+    def _constrained(self, x: jax.Array, spec: P) -> jax.Array:
+        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
+
+
+def _whole(spec: P) -> P:
+    return P(*(None if axis == FSDP else axis for axis in spec))
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> tuple[int, int]:

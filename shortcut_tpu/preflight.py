@@ -1,18 +1,21 @@
-"""Compiles a config's train step for a TPU pod, here, and says whether it fits.
+"""Compiles a config's programs for a TPU pod, here, and says whether they fit and what bounds them.
 
   python -m shortcut_tpu.preflight --config=imagenet256_xl --topology=v5e-256
-  python -m shortcut_tpu.preflight --config=imagenet256_xl --topology=v5p-128 \\
-      --config.batch_size=1024 --config.mesh.fsdp=8
+  python -m shortcut_tpu.preflight --config=imagenet256_xl --topology="2x v5e-256" \\
+      --config.batch_size=2048 --config.mesh.fsdp=8
+  python -m shortcut_tpu.preflight --config=imagenet256_xl --topology=v5e-256 --program=sample
+  python -m shortcut_tpu.preflight --config=imagenet256_xl --topology=v5e-256 --search
+  python -m shortcut_tpu.preflight --all                             # every config on every pod
+  python -m shortcut_tpu.preflight --all --config=imagenet256_xl     # one config on every pod
 
 The TPU compiler of libtpu does the work on any Linux machine; no TPU is needed. The step, state and
 shardings are those that `shortcut_tpu.train` runs on that pod. Exits 1 where it does not fit. The
-figures are the compiler's: nothing was run.
+figures are the compiler's and the chips' published peaks: nothing was run. With
+--config.train.compile_cache=DIR the compiled step is kept where `train` looks for it.
 """
 
 import os
-from pathlib import Path
 import sys
-import time
 from typing import Any
 
 # Before JAX wakes: this machine is no TPU host, and its compiler shall not ask for one.
@@ -29,10 +32,11 @@ import jax
 from ml_collections import ConfigDict
 
 from data_pipeline.errors import UserError
-from data_pipeline.manifest import FILE_NAME as MANIFEST
-from data_pipeline.manifest import Manifest
-from shortcut_tpu import command
-from shortcut_tpu.experiment import Experiment
+from shortcut_tpu import command, compile_cache
+from shortcut_tpu import config as config_lib
+from shortcut_tpu.compiled.analysis import PROGRAMS, analyse
+from shortcut_tpu.compiled.matrix import HEADER, PODS, markdown_row, matrix
+from shortcut_tpu.compiled.search import require_one, search
 from shortcut_tpu.topologies import Topology
 
 GIB = 2**30
@@ -40,104 +44,144 @@ GIB = 2**30
 
 def define_flags() -> None:
     command.define_config()
-    flags.DEFINE_string("topology", None, "Pod, such as v5e-256, v6e-256, v5p-128, v4-64.")
-    command.define_json()
-
-
-def batch_fields(config: ConfigDict) -> dict[str, tuple[Any, tuple[int, ...]]]:
-    """Fields of the records: the manifest's if they are here, else the most that there can be."""
-    if (Path(config.data.path) / MANIFEST).is_file():
-        fields = Manifest.load(config.data.path).fields
-        return {field.name: (jax.numpy.dtype(field.dtype), field.shape) for field in fields}
-    latent = (config.data.image_size, config.data.image_size, config.data.channels)
-    moments = ("mean", "std", "mean_flipped", "std_flipped")
-    return {
-        **{name: (jax.numpy.dtype("float16"), latent) for name in moments},
-        "label": (jax.numpy.dtype("int32"), ()),
-    }
-
-
-def preflight(config: ConfigDict, topology: Topology) -> dict[str, Any]:
-    """Compiles the step for the pod.
-
-    Returns:
-      The figures of the report; `reason` is there only where it does not fit.
-
-    Raises:
-      UserError: libtpu is missing, or the config is not valid on so many chips.
-    """
-    experiment = Experiment.from_config(config, topology.devices())
-    batch = experiment.abstract_batch(batch_fields(config))
-    figures: dict[str, Any] = {
-        "topology": topology.name,
-        "chips": topology.chips,
-        "mesh": dict(experiment.mesh.shape),
-        "batch_size": config.batch_size,
-        "hbm_capacity_bytes": topology.hbm_bytes,
-    }
-    started = time.monotonic()
-    try:
-        compiled = experiment.train_step.lower(experiment.abstract_state, batch).compile()
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        return figures | {"fits": False, "reason": _reason(str(error))}
-    memory = compiled.memory_analysis()
-    # Donated outputs live in their arguments' place.
-    used = (
-        memory.argument_size_in_bytes
-        + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes
-        + memory.temp_size_in_bytes
-        + memory.generated_code_size_in_bytes
+    flags.DEFINE_string(
+        "topology", None, 'Pod, such as v5e-256, v6e-256, v5p-128, v4-64, or slices: "2x v5e-256".'
     )
-    return figures | {
-        "fits": used <= topology.hbm_bytes,
-        "hbm_bytes_per_chip": used,
-        "hbm_state_bytes": memory.argument_size_in_bytes,
-        "hbm_temporary_bytes": memory.temp_size_in_bytes,
-        "compile_seconds": round(time.monotonic() - started, 1),
-    }
-
-
-def _reason(message: str) -> str:
-    """The compiler's own words on what it could not place, in one line."""
-    lines = [line.strip() for line in message.splitlines()]
-    said = next((line for line in lines if "RESOURCE_EXHAUSTED" in line), lines[0])
-    return said.partition("RESOURCE_EXHAUSTED: ")[2] or said
+    flags.DEFINE_enum(
+        "program", "train", PROGRAMS, "The train step, or the sampler of evaluation (latents)."
+    )
+    flags.DEFINE_integer("steps", 1, "Steps of the sampler.", lower_bound=1)
+    flags.DEFINE_boolean(
+        "search", False, "Find the largest batch that fits with each remat policy; minutes."
+    )
+    flags.DEFINE_boolean(
+        "all",
+        False,
+        "A table of every config on every pod; --config or --topology leaves one. A long while.",
+    )
+    command.define_json()
 
 
 def report(figures: dict[str, Any]) -> list[str]:
     """The figures as lines for a person."""
     capacity = figures["hbm_capacity_bytes"] / GIB
     mesh = ", ".join(f"{axis} {size}" for axis, size in figures["mesh"].items())
+    kinds = ", ".join(
+        f"{kind} {size / GIB:.2f}" for kind, size in figures["hbm_bytes_by_kind"].items()
+    )
     lines = [
         f"topology     {figures['topology']}, {figures['chips']} chips as ({mesh})",
-        f"batch        {figures['batch_size']} rows",
+        f"batch        {figures['batch_size']} rows, remat {figures['remat']}",
     ]
-    if "hbm_bytes_per_chip" in figures:
-        used = figures["hbm_bytes_per_chip"] / GIB
-        lines += [
-            f"HBM a chip   {used:.2f} of {capacity:.2f} GiB: state and batch "
-            f"{figures['hbm_state_bytes'] / GIB:.2f}, temporaries "
-            f"{figures['hbm_temporary_bytes'] / GIB:.2f}",
-            f"compiled in  {figures['compile_seconds']} s",
-        ]
+    if "hbm_bytes_per_chip" not in figures:
+        return [*lines, f"HBM a chip   {kinds} of {capacity:.2f} GiB before anything is computed"]
+    used = figures["hbm_bytes_per_chip"] / GIB
+    times = ", ".join(
+        f"{part.upper()} {1e3 * seconds:.3g}"
+        for part, seconds in figures["roofline_seconds"].items()
+        if seconds or part != "dcn"
+    )
+    per_image = figures["model_flops"] / figures["batch_size"]
+    more = figures["executed_flops"] / figures["model_flops"] - 1
+    moved, ratio = figures["collective_bytes"] / GIB, figures["collective_bytes_ratio"]
+    compared = f"{ratio:.3f} x the {figures['required_bytes'] / GIB:.3g}" if ratio else "of the 0"
+    lines += [
+        f"HBM a chip   {used:.2f} of {capacity:.2f} GiB: {kinds}, activations and other "
+        f"temporaries {figures['hbm_temporary_bytes'] / GIB:.2f}, code "
+        f"{figures['hbm_code_bytes'] / GIB:.2f}",
+        f"operations   {per_image:.4g} FLOPs a row; {100 * more:+.1f} % recomputed or padded",
+        f"collectives  {moved:.3g} GiB a chip, {compared} that must move",
+        *_collective_lines(figures["collectives"]),
+        f"at least     {times} ms a call: bound by {figures['bound_by'].upper()}, "
+        f"MFU at most {100 * figures['mfu_bound']:.0f} %",
+        f"compiled in  {figures['compile_seconds']} s",
+    ]
     return lines
 
 
-def main() -> None:
-    config = command.config()
-    topology = Topology.parse(command.required("topology", "the pod, such as v5e-256"))
-    figures = preflight(config, topology)
+def _collective_lines(entries: list[dict[str, Any]]) -> list[str]:
+    """One line for each operation and axis."""
+    totals: dict[tuple[str, str, bool], tuple[int, int]] = {}
+    for entry in entries:
+        key = (entry["op"], entry["axis"], entry["overlapped"])
+        size, count = totals.get(key, (0, 0))
+        totals[key] = (size + entry["bytes"] * entry["count"], count + entry["count"])
+    return [
+        f"             {op} over {axis}: {size / GIB:.3g} GiB in {count}"
+        + (", overlapped" if overlapped else "")
+        for (op, axis, overlapped), (size, count) in totals.items()
+    ]
+
+
+def why_not(figures: dict[str, Any]) -> str:
+    """Why a program does not fit."""
+    return figures.get("reason") or (
+        f"{figures['hbm_bytes_per_chip'] / GIB:.2f} GiB a chip of "
+        f"{figures['hbm_capacity_bytes'] / GIB:.2f}"
+    )
+
+
+def one(config: ConfigDict, topology: Topology) -> None:
+    """Reports on one program of a config on a pod."""
+    figures = analyse(config, topology, flags.FLAGS.program, flags.FLAGS.steps)
     command.write_json(figures)
     if not figures["fits"]:
-        reason = figures.get("reason") or (
-            f"{figures['hbm_bytes_per_chip'] / GIB:.2f} GiB a chip of "
-            f"{figures['hbm_capacity_bytes'] / GIB:.2f}"
+        raise UserError(
+            f"batch {figures['batch_size']} does not fit on {topology.name}: {why_not(figures)}"
         )
-        raise UserError(f"batch {config.batch_size} does not fit on {topology.name}: {reason}")
     print(*report(figures), "fits", sep="\n")
+
+
+def largest(config: ConfigDict, topology: Topology) -> None:
+    """Reports on the search for the largest batch and the least remat."""
+    found = search(config, topology, say=lambda line: print(line, file=sys.stderr, flush=True))
+    command.write_json(found)
+    require_one(found)
+    print(f"{'remat':8}{'batch':>8}{'a chip':>8}{'HBM, GiB':>10}{'MFU at most':>13}  bound by")
+    for remat, figures in found["policies"].items():
+        if figures is None:
+            print(f"{remat:8}{'none fits':>16}")
+            continue
+        print(
+            f"{remat:8}{figures['batch_size']:8}{figures['batch_size'] / figures['chips']:8.4g}"
+            f"{figures['hbm_bytes_per_chip'] / GIB:10.2f}{100 * figures['mfu_bound']:11.0f} %"
+            f"  {figures['bound_by'].upper()}"
+        )
+    least = found["least_remat"]
+    own = f"batch {config.batch_size} of the config"
+    print(f"{own} fits with remat {least}" if least else f"{own} fits with none of them")
+
+
+def table() -> None:
+    """Prints the matrix of configs and pods as it grows."""
+    values = flags.FLAGS
+    configs = (
+        [(command.config_path().stem, values.config)]
+        if values.config is not None
+        else [(name, config_lib.load(name)) for name in config_lib.names()]
+    )
+    pods = [values.topology] if values.topology else PODS
+    rows = []
+    print(HEADER)
+    for row in matrix(configs, pods, values.program, values.steps):
+        rows.append(row)
+        print(markdown_row(row), flush=True)
+    command.write_json({"rows": rows})
+
+
+def main() -> None:
+    # As `train` sets it: noise must not depend on how an array is sharded.
+    jax.config.update("jax_threefry_partitionable", True)
+    if flags.FLAGS.all:
+        table()
+        return
+    config = command.config()
+    topology = Topology.parse(command.required("topology", "the pod, such as v5e-256"))
+    compile_cache.enable(config.train.compile_cache)
+    if flags.FLAGS.search:
+        largest(config, topology)
+    else:
+        one(config, topology)
     sys.stdout.flush()
 
 

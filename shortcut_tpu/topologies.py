@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import dataclasses
 import importlib.util
 import re
+from typing import Any
 
 import jax
 from jax.experimental import topologies
@@ -23,21 +24,33 @@ class Chip:
     """A generation of TPU.
 
     Attributes:
-      hbm_gib: memory of a chip that a program may use.
+      hbm_gib: memory of a chip that a program may use, as the compiler has it.
       cores_in_name: whether the number in a pod's name counts tensor cores, two a chip.
-      three_dimensional: whether pods are three-dimensional tori.
+      dimensions: of the torus that a pod is.
+      bf16_flops: peak operations a second in bfloat16 products.
+      hbm_bandwidth: bytes a second.
+      link_bandwidth: bytes a second of one link between neighbours, one way; there are two links
+        for each dimension of the torus.
+      dcn_bandwidth: bytes a second that a chip sends to other slices, its share of the host's.
     """
 
     hbm_gib: float
     cores_in_name: bool
-    three_dimensional: bool
+    dimensions: int
+    bf16_flops: float
+    hbm_bandwidth: float
+    link_bandwidth: float
+    dcn_bandwidth: float
 
 
+# Peaks from the system architecture pages of cloud.google.com/tpu/docs (v4, v5e, v5p, v6e), where
+# the bandwidth between chips counts all links both ways; DCN shares from "How to Scale Your Model"
+# (jax-ml.github.io/scaling-book), chapter 2.
 CHIPS = {
-    "v4": Chip(hbm_gib=32, cores_in_name=True, three_dimensional=True),
-    "v5e": Chip(hbm_gib=15.75, cores_in_name=False, three_dimensional=False),
-    "v5p": Chip(hbm_gib=95, cores_in_name=True, three_dimensional=True),
-    "v6e": Chip(hbm_gib=31.25, cores_in_name=False, three_dimensional=False),
+    "v4": Chip(30.75, True, 3, 275e12, 1200e9, 45e9, 6.25e9),
+    "v5e": Chip(15.75, False, 2, 197e12, 819e9, 50e9, 3.125e9),
+    "v5p": Chip(95, True, 3, 459e12, 2765e9, 100e9, 6.25e9),
+    "v6e": Chip(31.25, False, 2, 918e12, 1640e9, 100e9, 12.5e9),
 }
 
 _ALIASES = {"v5litepod": "v5e"}
@@ -45,32 +58,34 @@ _ALIASES = {"v5litepod": "v5e"}
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """A slice of a TPU pod.
+    """A slice of a TPU pod, or several equal ones that a data centre network joins.
 
     Attributes:
-      name: such as v5e-256.
+      name: such as v5e-256 or 2x v5e-256.
       generation: a key of CHIPS.
-      grid: chips along each axis of the torus.
+      grid: chips along each axis of the torus of one slice.
+      slices: how many there are.
     """
 
     name: str
     generation: str
     grid: tuple[int, ...]
+    slices: int = 1
 
     @classmethod
     def parse(cls, name: str) -> "Topology":
-        """The slice of a name like v5e-256 or v5p-128.
+        """The pod of a name like v5e-256, v5p-128 or, of two slices, 2x v5e-256.
 
         Raises:
           UserError: there is no such generation or size.
         """
-        match = re.fullmatch(r"(v\w+)-(\d+)", name)
-        generation = _ALIASES.get(match[1], match[1]) if match else None
+        match = re.fullmatch(r"(?:([1-9]\d*)x ?)?(v\w+)-(\d+)", name)
+        generation = _ALIASES.get(match[2], match[2]) if match else None
         if match is None or generation not in CHIPS:
             known = ", ".join(f"{generation}-N" for generation in CHIPS)
-            raise UserError(f"--topology={name}: not one of {known}")
+            raise UserError(f"--topology={name}: not one of {known}, or several slices as 2x v5e-N")
         chip = CHIPS[generation]
-        size = int(match[2])
+        size = int(match[3])
         chips, odd = divmod(size, 2) if chip.cores_in_name else (size, 0)
         # Slices are powers of two here; other shapes exist, but no name tells which.
         if odd or chips < 1 or chips & (chips - 1):
@@ -78,11 +93,16 @@ class Topology:
                 f"--topology={name}: {size} is not a size of {generation}; sizes are powers of two"
                 + (", in cores, two a chip" if chip.cores_in_name else "")
             )
-        return cls(name, generation, _grid(chips, 3 if chip.three_dimensional else 2))
+        return cls(name, generation, _grid(chips, chip.dimensions), int(match[1] or 1))
+
+    @property
+    def chip(self) -> Chip:
+        return CHIPS[self.generation]
 
     @property
     def chips(self) -> int:
-        count = 1
+        """In all slices together."""
+        count = self.slices
         for side in self.grid:
             count *= side
         return count
@@ -90,7 +110,7 @@ class Topology:
     @property
     def hbm_bytes(self) -> int:
         """Memory of one chip that a program may use."""
-        return int(CHIPS[self.generation].hbm_gib * GIB)
+        return int(self.chip.hbm_gib * GIB)
 
     def devices(self) -> Sequence[jax.Device]:
         """Devices to compile for, one a chip.
@@ -103,7 +123,11 @@ class Topology:
                 "libtpu, the TPU compiler, is not installed; launch/setup_venv.sh tpu installs it"
             )
         # Without "megacore" a v4 chip is two devices of half the memory.
-        options = {"chip_config_name": "megacore"} if self.generation == "v4" else {}
+        options: dict[str, Any] = (
+            {"chip_config_name": "megacore"} if self.generation == "v4" else {}
+        )
+        if self.slices > 1:
+            options["num_slices"] = self.slices
         shape = "x".join(map(str, self.grid))
         try:
             return topologies.get_topology_desc(

@@ -19,7 +19,7 @@ from data_pipeline.autoencoders import load_autoencoder
 from data_pipeline.errors import UserError
 from data_pipeline.loader import make_loader
 from data_pipeline.manifest import Manifest
-from shortcut_tpu import command, distributed, partitioning, skipping
+from shortcut_tpu import command, compile_cache, distributed, partitioning, skipping
 from shortcut_tpu import config as config_lib
 from shortcut_tpu import workdir as workdir_lib
 from shortcut_tpu.checkpoints import Checkpoints, still_waiting
@@ -210,6 +210,7 @@ def main() -> None:
     config = command.config()
     workdir = epath.Path(command.required("workdir", "the folder that will hold the run"))
     distributed.initialize()
+    compile_cache.enable(config.train.compile_cache)
     train(config, workdir, flags.FLAGS.allow_config_change)
     if still_waiting():
         distributed.end_now()

@@ -69,7 +69,7 @@ class Generator:
             images = jnp.asarray(self._autoencoder.decode(x1 / self.experiment.latent_scale))
             return consume(images) if consume else images
 
-        return jax.jit(generate, out_shardings=rows)
+        return jax.jit(self.experiment.placed(generate), out_shardings=rows)
 
     def __call__(
         self,

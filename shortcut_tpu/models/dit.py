@@ -17,6 +17,13 @@ import jax
 import jax.numpy as jnp
 
 from shortcut_tpu.models.embeddings import ScalarEmbedder, level_of, sincos_2d
+from shortcut_tpu.models.placement import (
+    place_inputs,
+    place_output,
+    place_params,
+    place_rows,
+    place_weights,
+)
 
 Params = Any
 
@@ -204,6 +211,7 @@ class Network(nnx.Module):
         dtype = jnp.dtype(config.dtype)
         patch, side = config.patch_size, config.image_size // config.patch_size
         batch = x.shape[0]
+        x, t, d, labels, conditions = place_inputs((x, t, d, labels, conditions))
 
         tokens = x.reshape(batch, side, patch, side, patch, config.channels)
         tokens = tokens.transpose(0, 1, 3, 2, 4, 5).reshape(batch, side * side, -1)
@@ -218,21 +226,23 @@ class Network(nnx.Module):
         )
         for name in config.conditions:
             condition += self.condition_embed[name](conditions[name])
-        condition = nnx.silu(condition).astype(dtype)
+        condition = place_rows(nnx.silu(condition).astype(dtype))
 
         # The layers are scanned, so that compile time does not grow with depth.
         graph, stacked = nnx.split(self.blocks)
 
         def layer(h: jax.Array, weights: nnx.State) -> tuple[jax.Array, None]:
-            return nnx.merge(graph, weights)(h, condition), None
+            h = place_rows(h)
+            return nnx.merge(graph, place_weights("blocks", weights))(h, condition), None
 
         if config.remat != "none":
             layer = jax.checkpoint(layer, policy=REMAT_POLICIES[config.remat], prevent_cse=False)
-        h, _ = jax.lax.scan(layer, h, stacked, unroll=config.unroll)
+        h, _ = jax.lax.scan(layer, place_rows(h), stacked, unroll=config.unroll)
+        h = place_rows(h)
 
         out = self.final(h, condition).astype(jnp.float32)
         out = out.reshape(batch, side, side, patch, patch, -1)
-        return out.transpose(0, 1, 3, 2, 4, 5).reshape(*x.shape[:-1], -1)
+        return place_output(out.transpose(0, 1, 3, 2, 4, 5).reshape(*x.shape[:-1], -1))
 
 
 class DiT:
@@ -276,7 +286,7 @@ class DiT:
         """
         # Cast here, once, so that no layer of the scan converts its weights again.
         dtype = jnp.dtype(self.config.dtype)
-        params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+        params = place_params(jax.tree.map(lambda leaf: leaf.astype(dtype), params))
         state = jax.tree.map(lambda leaf: leaf, self._abstract)
         nnx.replace_by_pure_dict(state, params)
         return nnx.merge(self._graph, state)(x, t, d, labels, conditions)

@@ -15,12 +15,13 @@ pytestmark = pytest.mark.skipif(
 
 
 def test_a_step_that_fits(tmp_path):
-    path = tmp_path / "figures.json"
+    path, cache = tmp_path / "figures.json", tmp_path / "cache"
     done = command(
         "shortcut_tpu.preflight",
         "--config=imagenet256_b",
         "--config.model.depth=2",
         "--topology=v5e-16",
+        f"--config.train.compile_cache={cache}",
         f"--json={path}",
     )
     assert done.returncode == 0, done.stderr
@@ -30,11 +31,29 @@ def test_a_step_that_fits(tmp_path):
     assert figures["topology"] == "v5e-16"
     assert figures["chips"] == 16
     assert figures["fits"] is True
-    assert figures["mesh"] == {"data": 16, "fsdp": 1, "tensor": 1}
+    assert figures["mesh"] == {"data": 16, "fsdp": 1, "stride": 1, "tensor": 1}
     # Four float32 copies of the parameters (weights, two moments, one average) must be in it.
     assert figures["hbm_state_bytes"] > 4 * 4 * 15e6
     assert figures["hbm_state_bytes"] < figures["hbm_bytes_per_chip"]
     assert figures["hbm_bytes_per_chip"] < figures["hbm_capacity_bytes"] == int(15.75 * 2**30)
+    kinds = figures["hbm_bytes_by_kind"]
+    assert sum(kinds.values()) == pytest.approx(figures["hbm_state_bytes"], rel=0.01)
+    assert kinds["optimizer"] == pytest.approx(2 * kinds["parameters"], rel=1e-3)
+
+    # Nothing moves but the gradients.
+    assert {c["op"] for c in figures["collectives"] if c["bytes"] > 1e4} == {"all-reduce"}
+    assert {c["axis"] for c in figures["collectives"]} == {"data"}
+    assert figures["collective_bytes_ratio"] == pytest.approx(1, abs=0.1)
+    assert figures["required_bytes"] == kinds["parameters"] // 2  # summed in bfloat16
+
+    # Nothing is recomputed; guided rows that no device needs whole are at most a few.
+    assert 0.99 < figures["executed_flops"] / figures["model_flops"] < 1.1
+    times = figures["roofline_seconds"]
+    assert figures["bound_by"] == max(times, key=times.get)
+    assert times["mxu"] == pytest.approx(figures["executed_flops"] / 16 / 197e12)
+    assert 0 < figures["mfu_bound"] < 1
+
+    assert [entry.name.partition("-")[0] for entry in cache.glob("*-cache")] == ["jit_train_step"]
 
 
 def test_a_step_that_does_not_fit_is_refused_in_one_line(tmp_path):
@@ -57,10 +76,10 @@ def test_a_step_that_does_not_fit_is_refused_in_one_line(tmp_path):
 @pytest.mark.parametrize(
     ("pod", "shape"),
     [
-        ("v5e-256", (64, 1, 4)),
-        ("v6e-256", (64, 1, 4)),
-        ("v5p-128", (16, 2, 2)),
-        ("v4-64", (8, 1, 4)),
+        ("v5e-256", (64, 1, 4, 1)),
+        ("v6e-256", (64, 1, 4, 1)),
+        ("v5p-128", (16, 2, 1, 2)),
+        ("v4-64", (8, 1, 4, 1)),
     ],
 )
 def test_meshes_can_be_laid_over_the_torus(pod, shape):

@@ -9,7 +9,7 @@ from shortcut_tpu import config as config_lib
 from shortcut_tpu import partitioning
 from shortcut_tpu.experiment import Experiment
 
-CHOOSE = {"data": -1, "fsdp": 1, "tensor": -1}
+CHOOSE = {"data": -1, "fsdp": 1, "stride": -1, "tensor": -1}
 
 
 def choose(axes, num_devices, batch_size, row_stride=4, num_heads=16):
@@ -25,14 +25,18 @@ def choose(axes, num_devices, batch_size, row_stride=4, num_heads=16):
 @pytest.mark.parametrize(
     ("axes", "num_devices", "batch_size", "shape"),
     [
-        ({}, 8, 256, (8, 1, 1)),
-        ({}, 64, 256, (64, 1, 1)),
+        ({}, 8, 256, (8, 1, 1, 1)),
+        ({}, 64, 256, (64, 1, 1, 1)),
         # Fewer whole strides than devices: four devices share each of 64 strides.
-        ({}, 256, 256, (64, 1, 4)),
-        ({}, 256, 2048, (256, 1, 1)),
-        ({"fsdp": 16}, 256, 2048, (16, 16, 1)),
-        ({"data": 4, "fsdp": 2, "tensor": 2}, 16, 64, (4, 2, 2)),
-        ({"tensor": 8}, 8, 4, (1, 1, 8)),
+        ({}, 256, 256, (64, 1, 4, 1)),
+        ({}, 256, 512, (128, 1, 2, 1)),
+        # A row for every device is the most that sharing gives; then each row is shared.
+        ({}, 256, 64, (16, 1, 4, 4)),
+        ({"stride": 1}, 256, 256, (64, 1, 1, 4)),
+        ({}, 256, 2048, (256, 1, 1, 1)),
+        ({"fsdp": 16}, 256, 2048, (16, 16, 1, 1)),
+        ({"data": 4, "fsdp": 2, "tensor": 2}, 16, 64, (4, 2, 1, 2)),
+        ({"tensor": 8}, 8, 4, (1, 1, 1, 8)),
     ],
 )
 def test_mesh_holds_whole_strides_on_every_device(axes, num_devices, batch_size, shape):
@@ -44,13 +48,18 @@ def test_mesh_holds_whole_strides_on_every_device(axes, num_devices, batch_size,
     ("axes", "num_devices", "batch_size", "message"),
     [
         (
-            {"tensor": 1},
+            {"stride": 1, "tensor": 1},
             256,
             256,
             "batch sizes that can: 1024, 2048, or any other multiple of 1024",
         ),
-        ({}, 256, 250, "batch sizes that can: 192, 256, or any other multiple of 64"),
-        ({"data": 3}, 8, 64, r"\(3, 1, -1\) cannot be laid over 8 devices with 16 attention heads"),
+        ({}, 256, 250, "batch sizes that can: 240, 256, or any other multiple of 16"),
+        (
+            {"data": 3},
+            8,
+            64,
+            r"\(3, 1, -1, -1\) cannot be laid over 8 devices with 16 attention heads",
+        ),
         ({"tensor": 32}, 32, 64, "tensor must divide the heads"),
     ],
 )
@@ -59,10 +68,12 @@ def test_what_cannot_be_laid_out_is_refused(axes, num_devices, batch_size, messa
         choose(axes, num_devices, batch_size)
 
 
-@pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2), (1, 8, 1), (1, 1, 8)])
+@pytest.mark.parametrize(
+    "shape", [(8, 1, 1, 1), (2, 2, 1, 2), (1, 2, 4, 1), (1, 8, 1, 1), (1, 1, 1, 8)]
+)
 def test_weights_moments_and_averages_lie_alike(tiny_config, devices, shape):
     with tiny_config.unlocked():
-        tiny_config.mesh.data, tiny_config.mesh.fsdp, tiny_config.mesh.tensor = shape
+        tiny_config.mesh.update(dict(zip(partitioning.AXES, shape, strict=True)))
         tiny_config.model.num_heads = 8
         tiny_config.model.width = 32
     experiment = Experiment.from_config(tiny_config, devices)
@@ -77,7 +88,7 @@ def test_weights_moments_and_averages_lie_alike(tiny_config, devices, shape):
     for copy in copies:
         for weight, leaf in zip(weights, jax.tree.leaves(copy), strict=True):
             assert leaf.sharding == weight.sharding
-    parts = shape[1] * shape[2]
+    parts = shape[1] * shape[3]
     kernel = state.params["blocks"]["mlp_in"]["kernel"]
     assert kernel.addressable_shards[0].data.size * parts == kernel.size
     held = sum(leaf.addressable_shards[0].data.size for leaf in weights)
@@ -113,7 +124,7 @@ def test_an_axis_that_divides_no_weight_is_named(devices):
 
 
 def test_local_rows_join_to_the_global_batch(devices):
-    mesh = partitioning.make_mesh((2, 2, 2), devices)
+    mesh = partitioning.make_mesh((2, 2, 1, 2), devices)
     assert partitioning.row_shards(mesh) == 4
     assert partitioning.local_rows(mesh, 8) == (0, 8)
     batch = {"x": np.arange(16.0).reshape(8, 2)}

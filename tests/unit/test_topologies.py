@@ -15,7 +15,7 @@ from shortcut_tpu.topologies import Topology
         ("v5litepod-16", (4, 4), 15.75),
         ("v6e-8", (2, 4), 31.25),
         # v4 and v5p count cores, two a chip.
-        ("v4-64", (2, 4, 4), 32),
+        ("v4-64", (2, 4, 4), 30.75),
         ("v5p-128", (4, 4, 4), 95),
         ("v5p-8", (1, 2, 2), 95),
     ],
@@ -26,7 +26,15 @@ def test_names_become_grids(name, grid, hbm_gib):
     assert topology.hbm_bytes == hbm_gib * 2**30
 
 
-@pytest.mark.parametrize("name", ["v5e", "v9-8", "v5e-100", "v4-7", "v5p-1", "256"])
+def test_several_slices():
+    topology = Topology.parse("2x v5e-256")
+    assert topology.slices == 2
+    assert topology.grid == (16, 16)
+    assert topology.chips == 512
+    assert Topology.parse("4xv4-16").chips == 32
+
+
+@pytest.mark.parametrize("name", ["0x v5e-16", "v5e", "v9-8", "v5e-100", "v4-7", "v5p-1", "256"])
 def test_unknown_pods_are_refused(name):
     with pytest.raises(UserError, match=f"--topology={name}: "):
         Topology.parse(name)

@@ -1,0 +1,28 @@
+"""ImageNet 256x256, a DiT of 3.0 billion parameters: weights that no chip could hold whole.
+
+  python -m shortcut_tpu.preflight --config=imagenet256_3b --topology=v5p-128    # or v6e-256
+  python -m shortcut_tpu.train --config=imagenet256_3b --workdir=gs://BUCKET/RUN   # every host
+
+Parameters, moments and averages lie over 64 chips, and each layer's weights are gathered when they
+are needed. Nothing of this size has been trained with this code: there is no result to expect.
+"""
+
+from configs import common
+
+
+def get_config():
+    config = common.get_config()
+    config.batch_size = 1024
+
+    config.data.path = "data/imagenet256"
+    config.data.autoencoder = "sd-vae-ft-mse"
+
+    # Heads of 128 fill the lanes of a TPU's registers.
+    config.model.update({"width": 2048, "depth": 40, "num_heads": 16})
+    config.model.remat = "dots"
+    config.mesh.fsdp = 64
+
+    config.objective.shortcut.guidance = 1.5
+    config.optimizer.warmup_steps = 10_000
+    config.train.num_steps = 800_000
+    return config

@@ -1,0 +1,245 @@
+"""A config's program compiled for a pod, and the figures that the compiler's result holds.
+
+Usage:
+  figures = analyse(config, Topology.parse("v5e-256"))
+  print(figures["fits"], figures["bound_by"], figures["mfu_bound"])
+"""
+
+from collections.abc import Iterable
+import dataclasses
+import math
+import time
+from typing import Any
+
+from etils import epath
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from data_pipeline.autoencoders import load_autoencoder
+from data_pipeline.autoencoders.kl_config import KLConfig
+from data_pipeline.autoencoders.tiny import VARIANTS
+from data_pipeline.manifest import FILE_NAME as MANIFEST
+from data_pipeline.manifest import Manifest
+from shortcut_tpu import partitioning
+from shortcut_tpu.compiled.collectives import Collective, collectives
+from shortcut_tpu.compiled.cost import executed_flops, hbm_bytes
+from shortcut_tpu.compiled.hlo import Program
+from shortcut_tpu.compiled.required import required_bytes
+from shortcut_tpu.compiled.roofline import Roofline
+from shortcut_tpu.evaluation.generator import make_generator
+from shortcut_tpu.experiment import Experiment
+from shortcut_tpu.flops import count_flops, layer_passes
+from shortcut_tpu.topologies import Topology
+
+PROGRAMS = ("train", "sample")
+
+
+def batch_fields(config: ConfigDict) -> dict[str, tuple[Any, tuple[int, ...]]]:
+    """Fields of the records: the manifest's if they are here, else the most that there can be."""
+    if (epath.Path(config.data.path) / MANIFEST).is_file():
+        fields = Manifest.load(config.data.path).fields
+        return {field.name: (jnp.dtype(field.dtype), field.shape) for field in fields}
+    latent = (config.data.image_size, config.data.image_size, config.data.channels)
+    moments = ("mean", "std", "mean_flipped", "std_flipped")
+    return {
+        **{name: (jnp.dtype("float16"), latent) for name in moments},
+        "label": (jnp.dtype("int32"), ()),
+    }
+
+
+def latent_scale(config: ConfigDict) -> float:
+    """The constant that `train` scales latents by: the manifest's, else the autoencoder's usual."""
+    if (epath.Path(config.data.path) / MANIFEST).is_file():
+        return float(Manifest.load(config.data.path).autoencoder["scale"])
+    name = config.data.autoencoder.partition(":")[0]
+    if name == "identity":
+        return 1.0
+    return VARIANTS[name].scale if name in VARIANTS else KLConfig().scaling_factor
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """A program of a config on a pod, not yet compiled.
+
+    Attributes:
+      function: jitted.
+      arguments: their shapes and shardings.
+      trains: whether it has gradients.
+    """
+
+    experiment: Experiment
+    topology: Topology
+    function: Any
+    arguments: tuple[Any, ...]
+    trains: bool
+
+    @classmethod
+    def make(cls, config: ConfigDict, topology: Topology, program: str, steps: int) -> "Candidate":
+        """The train step, or the sampler of evaluation at a number of steps.
+
+        Raises:
+          UserError: libtpu is missing, or the config is not valid on so many chips.
+        """
+        experiment = Experiment.from_config(config, topology.devices(), latent_scale(config))
+        if program == "train":
+            batch = experiment.abstract_batch(batch_fields(config))
+            arguments = (experiment.abstract_state, batch)
+            return cls(experiment, topology, experiment.train_step, arguments, True)
+        return cls(experiment, topology, *_sampler(experiment, steps), False)
+
+    def model_flops(self) -> int:
+        """Operations in the products of the method, on all chips: no recomputation, no padding.
+
+        Rows that only the layout makes necessary do not count either: the same step on one device.
+        """
+        config = self.experiment.config.copy_and_resolve_references()
+        with config.unlocked():
+            config.model.remat = "none"
+            config.mesh.update({axis: 1 for axis in partitioning.AXES})
+        alone = Experiment.from_config(config, self.experiment.mesh.devices.flat[:1].tolist())
+        if not self.trains:
+            return count_flops(self.function, *self.arguments)
+        batch = alone.abstract_batch(batch_fields(config))
+        return count_flops(alone.train_step, alone.abstract_state, batch)
+
+    def passes(self) -> int:
+        depth = self.experiment.config.model.depth
+        return layer_passes(depth, self.function, *self.arguments)
+
+
+def _sampler(experiment: Experiment, steps: int) -> tuple[Any, tuple[Any, ...]]:
+    """The sampler without a decoder: what it makes are latents."""
+    config = experiment.config
+    generator = make_generator(experiment, load_autoencoder("identity"))
+    rows = partitioning.rows(experiment.mesh)
+    count = config.evaluation.batch_size
+    count += -count % partitioning.row_shards(experiment.mesh)
+    indices = jax.ShapeDtypeStruct((count,), "uint32", sharding=rows)
+    labels = jax.ShapeDtypeStruct((count,), "int32", sharding=rows)
+    params = experiment.abstract_state.emas["evaluation"]
+    return generator.program(steps), (params, indices, labels)
+
+
+def analyse(
+    config: ConfigDict, topology: Topology, program: str = "train", steps: int = 1
+) -> dict[str, Any]:
+    """Compiles a program for the pod.
+
+    Args:
+      config: of the run.
+      topology: the pod.
+      program: one of PROGRAMS.
+      steps: of the sampler.
+
+    Returns:
+      The figures of the report, all of one chip but `model_flops` and `executed_flops`; `reason`
+      is there only where the program does not fit, and then little else.
+
+    Raises:
+      UserError: libtpu is missing, or the config is not valid on so many chips.
+    """
+    candidate = Candidate.make(config, topology, program, steps)
+    figures = _known_before(candidate, program, steps)
+    started = time.monotonic()
+    try:
+        compiled = candidate.function.lower(*candidate.arguments).compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return figures | {"fits": False, "reason": _reason(str(error))}
+    seconds = time.monotonic() - started
+    memory = compiled.memory_analysis()
+    # Donated outputs live in their arguments' place.
+    used = (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes
+        + memory.generated_code_size_in_bytes
+    )
+    return (
+        figures
+        | {
+            "fits": used <= topology.hbm_bytes,
+            "compile_seconds": round(seconds, 1),
+            "hbm_bytes_per_chip": used,
+            "hbm_state_bytes": memory.argument_size_in_bytes,
+            "hbm_temporary_bytes": memory.temp_size_in_bytes,
+            "hbm_code_bytes": memory.generated_code_size_in_bytes,
+        }
+        | _costs(candidate, Program.parse(compiled.as_text()))
+    )
+
+
+def _known_before(candidate: Candidate, program: str, steps: int) -> dict[str, Any]:
+    experiment, topology = candidate.experiment, candidate.topology
+    state = experiment.abstract_state
+    kinds = {"parameters": _bytes_per_chip(state.params)}
+    if candidate.trains:
+        kinds["optimizer"] = _bytes_per_chip(state.opt_state)
+        kinds["emas"] = _bytes_per_chip(state.emas)
+        kinds["batch"] = _bytes_per_chip(candidate.arguments[1])
+    figures: dict[str, Any] = {
+        "program": program,
+        "topology": topology.name,
+        "chips": topology.chips,
+        "mesh": dict(experiment.mesh.shape),
+        "batch_size": candidate.arguments[1]["label"].shape[0]
+        if candidate.trains
+        else candidate.arguments[1].shape[0],
+        "remat": experiment.config.model.remat,
+        "hbm_capacity_bytes": topology.hbm_bytes,
+        "hbm_bytes_by_kind": kinds,
+    }
+    return figures if candidate.trains else figures | {"steps": steps}
+
+
+def _bytes_per_chip(tree: Any) -> int:
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def _costs(candidate: Candidate, program: Program) -> dict[str, Any]:
+    mesh, chips = candidate.experiment.mesh, candidate.topology.chips
+    shape = dict(mesh.shape)
+    shape[partitioning.DATA] //= candidate.topology.slices
+    moved = collectives(program, shape)
+    flops = executed_flops(program)
+    roofline = Roofline.of(flops, hbm_bytes(program), moved, candidate.topology, mesh)
+    model_flops = candidate.model_flops()
+    needed = required_bytes(candidate.experiment, candidate.passes(), gradients=candidate.trains)
+    total = sum(collective.total_bytes for collective in moved)
+    return {
+        "collectives": summary(moved),
+        "collective_bytes": total,
+        "required_bytes": needed,
+        "collective_bytes_ratio": total / needed if needed else None,
+        "model_flops": model_flops,
+        "executed_flops": flops * chips,
+        "roofline_seconds": roofline.times,
+        "bound_by": roofline.bound_by,
+        "mfu_bound": roofline.mfu(model_flops / chips),
+    }
+
+
+def summary(moved: Iterable[Collective]) -> list[dict[str, Any]]:
+    """Collectives of the same kind and size as one entry, the most bytes first."""
+    counts: dict[tuple[Any, ...], int] = {}
+    for collective in moved:
+        key = (collective.op, collective.axis, collective.bytes, collective.overlapped)
+        counts[key] = counts.get(key, 0) + collective.count
+    entries = [
+        {"op": op, "axis": axis, "bytes": size, "count": count, "overlapped": overlapped}
+        for (op, axis, size, overlapped), count in counts.items()
+    ]
+    return sorted(entries, key=lambda entry: -entry["bytes"] * entry["count"])
+
+
+def _reason(message: str) -> str:
+    """The compiler's own words on what it could not place, in one line."""
+    lines = [line.strip() for line in message.splitlines()]
+    said = next((line for line in lines if "RESOURCE_EXHAUSTED" in line), lines[0])
+    return said.partition("RESOURCE_EXHAUSTED: ")[2] or said

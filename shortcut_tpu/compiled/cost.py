@@ -1,0 +1,171 @@
+"""Operations and memory traffic of a compiled program, with the turns of its loops.
+
+`compiled.cost_analysis()` counts the body of a loop once; these count it as often as it turns.
+
+Usage:
+  program = Program.parse(compiled.as_text())
+  flops, bytes_moved = executed_flops(program), hbm_bytes(program)
+"""
+
+import math
+import re
+
+from shortcut_tpu.compiled.hlo import Array, Computation, Instruction, Program
+
+# They name or order what is there already, or stand for what is counted inside them.
+_FREE = {
+    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "iota"),
+    *("while", "conditional", "call", "partition-id", "replica-id", "opt-barrier"),
+}
+
+
+def executed_flops(program: Program) -> int:
+    """Operations of matrix products and convolutions on one device, two a multiply-add.
+
+    What the compiler adds is in it: recomputation, and work done on several devices alike.
+    """
+    total = 0
+    for computation, instruction, times in program.executed():
+        if instruction.op in ("convolution", "dot"):
+            total += times * _product_flops(computation, instruction)
+    return total
+
+
+def _product_flops(computation: Computation, product: Instruction) -> int:
+    left, right = (computation.by_name[name].results[0] for name in product.operands[:2])
+    out = product.results[0]
+    if product.op == "dot":
+        contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", product.attributes)
+        dims = [int(n) for n in contracted[1].split(",") if n] if contracted else []
+        return 2 * out.size * math.prod(left.dims[n] for n in dims)
+    return _convolution_flops(product, left, right, out)
+
+
+def _convolution_flops(product: Instruction, left: Array, right: Array, out: Array) -> int:
+    """Only products that meet data count: the TPU writes batched ones as padded convolutions."""
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", product.attributes)
+    assert labels is not None, product.text
+    in_labels, kernel_labels, out_labels = labels.groups()
+    spatial = sorted(label for label in kernel_labels if label.isdigit())
+    meetings = 1
+    for position, label in enumerate(spatial):
+        meetings *= _meetings(
+            _window(product, position),
+            left.dims[in_labels.index(label)],
+            right.dims[kernel_labels.index(label)],
+            out.dims[out_labels.index(label)],
+        )
+    features_in = right.dims[kernel_labels.index("i")]
+    rows = out.dims[out_labels.index("b")] * out.dims[out_labels.index("f")]
+    return 2 * meetings * features_in * rows
+
+
+def _window(product: Instruction, position: int) -> dict[str, int]:
+    """stride, low padding and dilations of one spatial dimension."""
+    text = product.attribute("window") or ""
+
+    def field(name: str, default: str) -> str:
+        match = re.search(rf"\b{name}=([\d_x\-]+)", text)
+        return match[1].split("x")[position] if match else default
+
+    return {
+        "stride": int(field("stride", "1")),
+        "pad": int(field("pad", "0_0").split("_")[0]),
+        "lhs_dilate": int(field("lhs_dilate", "1")),
+        "rhs_dilate": int(field("rhs_dilate", "1")),
+    }
+
+
+def _meetings(window: dict[str, int], size_in: int, size_kernel: int, size_out: int) -> int:
+    """Pairs of kernel and output positions that meet an entry, not padding or a dilation's gap."""
+    dilation = window["lhs_dilate"]
+    last = (size_in - 1) * dilation
+    count = 0
+    for kernel in range(size_kernel):
+        for out in range(size_out):
+            at = out * window["stride"] + kernel * window["rhs_dilate"] - window["pad"]
+            count += 0 <= at <= last and at % dilation == 0
+    return count
+
+
+def hbm_bytes(program: Program) -> int:
+    """Bytes that one device reads from HBM and writes to it.
+
+    Of an operand that is only sliced the slices count, of a result that is updated in place the
+    update. What lies in VMEM does not count.
+    """
+    total = 0
+    for name, times in program.sequential().items():
+        computation = program.computations[name]
+        for instruction in computation.instructions:
+            if instruction.op not in _FREE and not instruction.op.endswith("-done"):
+                total += times * _traffic(program, computation, instruction)
+    return total
+
+
+def _traffic(program: Program, computation: Computation, instruction: Instruction) -> int:
+    operands = [computation.by_name.get(name) for name in instruction.operands]
+    read = [_bytes(operand.results) if operand else 0 for operand in operands]
+    if instruction.op == "dynamic-slice":
+        return 2 * _bytes(instruction.results)
+    if instruction.op == "dynamic-update-slice":
+        return 2 * read[1]
+    if instruction.op.endswith("-start"):
+        # Its results list the operands again, and a context.
+        return sum(read) + _bytes(instruction.results[:1])
+    if instruction.op != "fusion":
+        return sum(read) + _bytes(instruction.results)
+    fused = program.computations[instruction.called[0]]
+    parameters = {
+        int(re.search(r"parameter\((\d+)\)", i.text)[1]): i  # type: ignore[index]
+        for i in fused.instructions
+        if i.op == "parameter"
+    }
+    total = 0
+    for number, size in enumerate(read):
+        parameter = parameters.get(number)
+        total += size if parameter is None else min(size, _read_of(program, fused, parameter))
+    return total + _written_by(fused, instruction)
+
+
+def _read_of(program: Program, fused: Computation, parameter: Instruction) -> int:
+    total = 0
+    for user in fused.users[parameter.name]:
+        if user.op == "dynamic-slice":
+            total += sum(a.bytes for a in user.results)
+        elif user.op == "dynamic-update-slice" and user.operands[0] == parameter.name:
+            continue
+        elif user.op == "bitcast":
+            total += _read_of(program, fused, user)
+        elif user.op == "fusion":
+            inner = program.computations[user.called[0]]
+            position = user.operands.index(parameter.name)
+            total += next(
+                _read_of(program, inner, i)
+                for i in inner.instructions
+                if i.op == "parameter" and f"parameter({position})" in i.text
+            )
+        else:
+            return sum(a.bytes for a in parameter.results)
+    return total
+
+
+def _written_by(fused: Computation, instruction: Instruction) -> int:
+    root = fused.root
+    outputs = [fused.by_name[name] for name in root.operands] if root.op == "tuple" else [root]
+    if len(outputs) != len(instruction.results):
+        return _bytes(instruction.results)
+    total = 0
+    for output, result in zip(outputs, instruction.results, strict=True):
+        while output.op == "bitcast" and output.operands[0] in fused.by_name:
+            output = fused.by_name[output.operands[0]]
+        size = result.bytes if result.in_hbm else 0
+        if output.op == "dynamic-update-slice":
+            update = fused.by_name[output.operands[1]]
+            size = min(size, sum(a.bytes for a in update.results))
+        total += size
+    return total
+
+
+def _bytes(results: tuple[Array, ...]) -> int:
+    return sum(array.bytes for array in results if array.in_hbm)

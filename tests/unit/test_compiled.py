@@ -1,0 +1,207 @@
+"""What the compiled HLO says is read as it is meant: loops, groups, products, overlap."""
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+import pytest
+
+from shortcut_tpu.compiled.collectives import collectives, replica_groups
+from shortcut_tpu.compiled.cost import executed_flops, hbm_bytes
+from shortcut_tpu.compiled.hlo import Program, arrays
+from shortcut_tpu.flops import count_flops, layer_passes
+from shortcut_tpu.models import DiT, DiTConfig
+
+LAYERS, WIDTH, ROWS = 5, 64, 16
+MESH = {"data": 4, "tensor": 2}
+
+
+def program(function, *arguments, **jit):
+    return Program.parse(jax.jit(function, **jit).lower(*arguments).compile().as_text())
+
+
+def shape(dims, mesh=None, spec=None):
+    sharding = NamedSharding(mesh, spec or P()) if mesh else None
+    return jax.ShapeDtypeStruct(dims, "float32", sharding=sharding)
+
+
+@pytest.fixture(scope="module")
+def mesh(devices):
+    return jax.make_mesh(tuple(MESH.values()), tuple(MESH), axis_types=(AxisType.Auto,) * 2)
+
+
+def network(weights, x):
+    return jnp.square(jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), None), x, weights)[0]).mean()
+
+
+def test_products_count_as_often_as_the_loop_turns():
+    """2 m k n a product, one forward and two backward a layer but the first layer's input."""
+    weights, x = shape((LAYERS, WIDTH, WIDTH)), shape((ROWS, WIDTH))
+    compiled = program(jax.grad(network), weights, x)
+    product = 2 * ROWS * WIDTH * WIDTH
+    assert executed_flops(compiled) == pytest.approx(3 * LAYERS * product, rel=0.07)
+    assert executed_flops(compiled) == count_flops(jax.grad(network), weights, x)
+
+
+def test_an_unrolled_compile_costs_what_the_shapes_say():
+    """The compiler's own count, where no loop hides anything from it, to 2 %."""
+    config = DiTConfig(
+        image_size=8,
+        channels=4,
+        patch_size=2,
+        width=256,
+        depth=2,
+        num_heads=4,
+        num_classes=10,
+        dtype="float32",
+        unroll=2,
+    )
+    model = DiT(config)
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    x, scalars, labels = shape((64, 8, 8, 4)), shape((64,)), jax.ShapeDtypeStruct((64,), "int32")
+
+    def loss(params, x, t, d, labels):
+        return jnp.square(model.apply(params, x, t, d, labels)).mean()
+
+    arguments = (params, x, scalars, scalars, labels)
+    compiled = jax.jit(jax.grad(loss)).lower(*arguments).compile()
+    counted = count_flops(jax.grad(loss), *arguments)
+    assert compiled.cost_analysis()["flops"] == pytest.approx(counted, rel=0.02)
+    found = Program.parse(compiled.as_text())
+    assert executed_flops(found) == pytest.approx(counted, rel=0.02)
+
+
+def test_a_layer_gathered_in_a_loop_counts_once_a_turn(mesh):
+    weights = shape((LAYERS, WIDTH, WIDTH), mesh, P(None, "data"))
+    x = shape((ROWS, WIDTH), mesh, P("data"))
+
+    def gathered(weights, x):
+        def layer(h, w):
+            w = jax.lax.with_sharding_constraint(w, NamedSharding(mesh, P()))
+            h = jax.lax.with_sharding_constraint(h @ w, NamedSharding(mesh, P("data")))
+            return jnp.tanh(h), None
+
+        return jax.lax.scan(layer, x, weights)[0]
+
+    [found] = collectives(program(gathered, weights, x), MESH)
+    assert (found.op, found.axis, found.count) == ("all-gather", "data", LAYERS)
+    assert found.bytes == WIDTH * WIDTH * 4
+    assert found.total_bytes == LAYERS * WIDTH * WIDTH * 4
+    assert found.wire_bytes == found.total_bytes * 3 / 4
+    assert not found.overlapped
+
+
+def test_gradients_are_summed_over_the_axes_of_the_rows(mesh):
+    weights = shape((LAYERS, WIDTH, WIDTH), mesh)
+    x = shape((ROWS, WIDTH), mesh, P(("data", "tensor")))
+    compiled = program(jax.grad(network), weights, x, out_shardings=NamedSharding(mesh, P()))
+    found = collectives(compiled, MESH)
+    assert {(c.op, c.axis, c.group) for c in found} == {("all-reduce", "data+tensor", 8)}
+    assert sum(c.total_bytes for c in found) == LAYERS * WIDTH * WIDTH * 4
+
+
+@pytest.mark.parametrize(
+    ("text", "groups"),
+    [
+        ("{{0,1},{2,3}}", [[0, 1], [2, 3]]),
+        ("[2,4]<=[8]", [[0, 1, 2, 3], [4, 5, 6, 7]]),
+        ("[2,4]<=[4,2]T(1,0)", [[0, 2, 4, 6], [1, 3, 5, 7]]),
+        ("mesh['a'=4,'b'=2] {'b'}", [[0, 1], [2, 3], [4, 5], [6, 7]]),
+        ("mesh['a'=4,'b'=2] {'a'}", [[0, 2, 4, 6], [1, 3, 5, 7]]),
+        ("mesh['a'=4,'b'=2] {'a':(2)2}", [[0, 2], [1, 3], [4, 6], [5, 7]]),
+        ("mesh['a'=4,'b'=2] {'a','b'}", [[0, 1, 2, 3, 4, 5, 6, 7]]),
+        ("{}", [[0, 1, 2, 3, 4, 5, 6, 7]]),
+    ],
+)
+def test_every_way_of_writing_groups(text, groups):
+    line = f"  %r = f32[4]{{0}} all-reduce(%x), channel_id=1, replica_groups={text}, to_apply=%add"
+    compiled = Program.parse(f"ENTRY %main (x: f32[4]) -> f32[4] {{\n{line}\n}}\n")
+    [instruction] = compiled.computations["main"].instructions
+    assert replica_groups(instruction, 8) == groups
+
+
+OVERLAPPED = """
+%start (p: bf16[8,4]) -> (bf16[8,4], bf16[8,16]) {
+  %p = bf16[8,4]{1,0} parameter(0)
+  %g.1 = bf16[8,16]{1,0} all-gather(%p), channel_id=7, replica_groups=[2,4]<=[8], dimensions={1}
+  ROOT %c = (bf16[8,4], bf16[8,16]) custom-call(%g.1), custom_call_target="AsyncCollectiveStart"
+}
+%step (p: bf16[8,4]) -> bf16[8,16] {
+  %p = bf16[8,4]{1,0} parameter(0)
+  ROOT %g.2 = bf16[8,16]{1,0} all-gather(%p), channel_id=7, replica_groups=[2,4]<=[8]
+}
+%done (p: bf16[8,4]) -> bf16[8,16] {
+  %p = bf16[8,4]{1,0} parameter(0)
+  %g.3 = bf16[8,16]{1,0} all-gather(%p), channel_id=7, replica_groups=[2,4]<=[8], dimensions={1}
+  ROOT %c = bf16[8,16]{1,0} custom-call(%g.3), custom_call_target="AsyncCollectiveDone"
+}
+%all-reduce-scatter.1 (p: f32[8,8]) -> f32[2,8] {
+  %p = f32[8,8]{1,0} parameter(0)
+  %r = f32[8,8]{1,0} all-reduce(%p), channel_id=9, replica_groups={{0,1,2,3},{4,5,6,7}}
+  ROOT %s = f32[2,8]{1,0} dynamic-slice(%r)
+}
+ENTRY %main (a: bf16[8,4], b: f32[8,8]) -> f32[2,8] {
+  %a = bf16[8,4]{1,0} parameter(0)
+  %b = f32[8,8]{1,0} parameter(1)
+  %f.1 = (bf16[8,4], bf16[8,16]) fusion(%a), kind=kCustom, calls=%start
+  %f.2 = bf16[8,16]{1,0} fusion(%a), kind=kOutput, calls=%step
+  %f.3 = bf16[8,16]{1,0} fusion(%a), kind=kCustom, calls=%done
+  %q = (f32[8,8]{1,0}, f32[8,8]{1,0}, u32[]) collective-permute-start(%b), channel_id=3, \
+source_target_pairs={{0,4},{4,0}}
+  %q.1 = f32[8,8]{1,0} collective-permute-done(%q)
+  ROOT %f.4 = f32[2,8]{1,0} fusion(%q.1), kind=kCustom, calls=%all-reduce-scatter.1
+}
+"""
+
+
+def test_what_the_tpu_compiler_fuses_is_told_apart():
+    """A gather spread over three fusions is one; a fused sum of which a part is kept scatters."""
+    found = collectives(Program.parse(OVERLAPPED), {"data": 2, "tensor": 4})
+    assert [(c.op, c.axis, c.bytes, c.count, c.overlapped) for c in found] == [
+        ("all-gather", "tensor", 8 * 16 * 2, 1, True),
+        ("collective-permute", "data", 8 * 8 * 4, 1, False),
+        ("reduce-scatter", "tensor", 8 * 8 * 4, 1, False),
+    ]
+
+
+def test_batched_products_written_as_convolutions():
+    """The TPU's attention: 4 heads side by side in a padded window, each met by its own kernel."""
+    text = """
+ENTRY %main (q: f32[2,4,8,16], k: f32[2,4,8,16]) -> f32[2,4,8,8] {
+  %q = f32[2,4,8,16]{3,2,1,0} parameter(0)
+  %k = f32[2,4,8,16]{3,2,1,0} parameter(1)
+  ROOT %c = f32[2,4,8,8]{3,2,1,0} convolution(%q, %k), window={size=2x4 stride=1x3 pad=0_0x0_0 \
+lhs_dilate=2x4}, dim_labels=01bf_01oi->01bf
+}
+"""
+    compiled = Program.parse(text)
+    assert executed_flops(compiled) == 2 * (2 * 4) * 8 * 8 * 16
+
+
+def test_memory_traffic_counts_the_slices_of_a_loop():
+    """A scan reads each layer's weights once, not the whole stack in every turn."""
+    weights, x = shape((LAYERS, 256, 256)), shape((8, 256))
+
+    def scanned(weights, x):
+        return jax.lax.scan(lambda h, w: (h @ w, None), x, weights)[0]
+
+    moved = hbm_bytes(program(scanned, weights, x))
+    stack = LAYERS * 256 * 256 * 4
+    assert stack < moved < 4 * stack
+
+
+def test_memory_spaces_and_tuples():
+    found = arrays("(bf16[2,3]{1,0:T(8,128)(2,1)S(1)}, /*index=1*/s32[]{:T(128)}, pred[4]{0})")
+    assert [(a.dims, a.bytes, a.in_hbm) for a in found] == [
+        ((2, 3), 12, False),
+        ((), 4, True),
+        ((4,), 4, True),
+    ]
+
+
+def test_passes_through_the_layers():
+    weights, x = shape((LAYERS, WIDTH, WIDTH)), shape((ROWS, WIDTH))
+    assert layer_passes(LAYERS, network, weights, x) == 1
+    assert layer_passes(LAYERS, jax.jit(jax.grad(network)), weights, x) == 2
+    twice = lambda w, x: jax.lax.scan(lambda c, _: (network(w, x) + c, None), 0.0, None, 3)[0]  # noqa: E731
+    assert layer_passes(LAYERS, twice, weights, x) == 3

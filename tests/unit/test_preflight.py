@@ -1,0 +1,132 @@
+"""What preflight makes of the compiler's figures: limits, what must move, searches, tables."""
+
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from data_pipeline.errors import UserError
+from shortcut_tpu import config as config_lib
+from shortcut_tpu import partitioning
+from shortcut_tpu.compiled import matrix as matrix_lib
+from shortcut_tpu.compiled import search as search_lib
+from shortcut_tpu.compiled.collectives import DCN, Collective
+from shortcut_tpu.compiled.required import required_bytes
+from shortcut_tpu.compiled.roofline import Roofline, num_links
+from shortcut_tpu.experiment import Experiment
+from shortcut_tpu.topologies import Topology
+
+
+def torus(*sides, axes, shape):
+    """A mesh over chips that lie on a torus, in their order."""
+    coordinates = np.stack(np.unravel_index(np.arange(np.prod(sides)), sides), axis=-1)
+    devices = np.array([types.SimpleNamespace(coords=tuple(c)) for c in coordinates])
+    return types.SimpleNamespace(axis_names=axes, devices=devices.reshape(shape))
+
+
+def test_links_of_the_axes():
+    mesh = torus(4, 4, axes=("data", "tensor"), shape=(4, 4))
+    assert num_links(mesh, ["data"]) == 2
+    assert num_links(mesh, ["data", "tensor"]) == 4
+    # Two neighbours have one link between them.
+    assert num_links(torus(4, 2, axes=("data", "tensor"), shape=(4, 2)), ["tensor"]) == 1
+
+
+def test_roofline_of_known_work():
+    """One second of products, half of memory, a quarter of a ring, an eighth between slices."""
+    topology = Topology.parse("2x v5e-16")
+    chip = topology.chip
+    mesh = torus(4, 4, axes=("data", "tensor"), shape=(16, 1))
+    ring = Collective("all-reduce", "data", round(4 * chip.link_bandwidth / 8), 1, True, 2, "")
+    sent = Collective("send", DCN, round(chip.dcn_bandwidth / 16), 2, True, 2, "")
+    roofline = Roofline.of(chip.bf16_flops, chip.hbm_bandwidth / 2, [ring, sent], topology, mesh)
+    # An all-reduce over two sends 2 (n - 1) / n = 1 time its bytes, over all four links.
+    assert roofline.times == pytest.approx({"mxu": 1, "hbm": 0.5, "ici": 0.125, "dcn": 0.125})
+    assert roofline.bound_by == "mxu"
+    assert roofline.mfu(chip.bf16_flops / 2) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("axes", "gradients", "gathers"),
+    [({}, 1, 0), ({"fsdp": 8}, 1, 3), ({"fsdp": 4}, 1.25, 3), ({"stride": 4}, 1, 0)],
+)
+def test_what_must_move(tiny_config, devices, axes, gradients, gathers):
+    """Each gradient once, and its part again where fsdp is not all; sharded weights once a pass."""
+    with tiny_config.unlocked():
+        tiny_config.mesh.update(axes)
+    experiment = Experiment.from_config(tiny_config, devices)
+    params = experiment.abstract_state.params
+    kernels = sum(
+        leaf.size * 4 for leaf in jax.tree.leaves(params["blocks"]) if leaf.ndim > 2
+    ) - sum(params["blocks"][name]["bias"].size * 4 for name in ("qkv", "modulation"))
+    rest = sum(leaf.size * 4 for leaf in jax.tree.leaves(params)) - kernels
+    needed = required_bytes(experiment, passes=3)
+    assert needed == pytest.approx(rest + (gradients + gathers) * kernels)
+    assert required_bytes(experiment, passes=3, gradients=False) == gathers * kernels
+
+
+def memory_model(config, topology):
+    """Bytes a chip: the state and so much for each row, less with more recomputation."""
+    row = {"none": 2**30, "dots": 2**29, "full": 2**27}[config.model.remat]
+    used = 4 * 2**30 + row * config.batch_size // topology.chips
+    return {
+        "fits": used <= topology.hbm_bytes,
+        "hbm_bytes_per_chip": used,
+        "batch_size": config.batch_size,
+    }
+
+
+def test_search_finds_the_largest_batch_and_the_least_remat(monkeypatch):
+    monkeypatch.setattr(search_lib, "analyse", memory_model)
+    config = config_lib.load("imagenet256_xl").copy_and_resolve_references()
+    with config.unlocked():
+        config.batch_size = 16 * 16
+    said = []
+    found = search_lib.search(config, Topology.parse("v5e-16"), said.append)
+    # 11.75 GiB are left: 11 rows of 1 GiB, 23 of a half, 94 of an eighth, in strides of four.
+    batches = {remat: figures["batch_size"] for remat, figures in found["policies"].items()}
+    assert batches == {"none": 8 * 16, "dots": 20 * 16, "full": 92 * 16}
+    assert found["least_remat"] == "dots"
+    assert all(line.startswith("remat ") for line in said)
+    search_lib.require_one(found)
+
+
+def test_search_where_nothing_fits(monkeypatch):
+    out = {"fits": False, "reason": "exceeded"}
+    monkeypatch.setattr(search_lib, "analyse", lambda config, topology: out)
+    found = search_lib.search(
+        config_lib.load("digits"), Topology.parse("v5e-16"), lambda line: None
+    )
+    assert found["least_remat"] is None
+    with pytest.raises(UserError, match="no batch fits on v5e-16"):
+        search_lib.require_one(found)
+
+
+def test_the_table_says_why_a_row_is_missing(monkeypatch):
+    figures = {
+        "topology": "v5e-16",
+        "fits": True,
+        "batch_size": 64,
+        "mesh": dict.fromkeys(partitioning.AXES, 1),
+        "hbm_bytes_per_chip": 2**30,
+        "hbm_capacity_bytes": 2**34,
+        "collective_bytes": 2**29,
+        "collective_bytes_ratio": 1.01,
+        "bound_by": "mxu",
+        "mfu_bound": 0.5,
+    }
+
+    def analyse(config, topology, program, steps):
+        if topology.name == "v4-8":
+            raise UserError("cannot be laid out")
+        return figures
+
+    monkeypatch.setattr(matrix_lib, "analyse", analyse)
+    rows = list(matrix_lib.matrix([("digits", None)], ["v5e-16", "v4-8"], "train", 1))
+    assert [matrix_lib.markdown_row(row) for row in rows] == [
+        "| digits | v5e-16 | 64 | 1, 1, 1, 1 | 1.00 of 16 | 0.50 | 1.010 x | MXU | 50 % |",
+        "| digits | v4-8 | cannot be laid out | | | | | | |",
+    ]
+    cells = {matrix_lib.markdown_row(row).count("|") for row in rows}
+    assert cells == {matrix_lib.HEADER.splitlines()[0].count("|")}

@@ -55,9 +55,13 @@ class Generator:
         velocity = samplers.guided(
             functools.partial(model.apply, params), self._guidance, model.null_label
         )
-        x0 = sample_noise(self._seed, indices, self.experiment.latent_shape)
+        x0 = self.noise(indices)
         keys = sample_keys(self._seed, indices)
         return self.experiment.objective.sample(velocity, x0, labels, num_steps, keys)
+
+    def noise(self, indices: jax.Array) -> jax.Array:
+        """x_0 [B, H, W, C] that some samples start from."""
+        return sample_noise(self._seed, indices, self.experiment.latent_shape)
 
     @functools.cache  # noqa: B019  (a generator lives as long as its command)
     def program(self, num_steps: int, consume: ImageFn | None = None) -> Any:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 from PIL import Image
 import pytest
 
@@ -136,6 +137,22 @@ def test_sample_draws_what_is_asked_for(job, tmp_path):
     assert done.returncode == 0, done.stderr
     # Five columns and two labels by two step counts, 48 pixels each and 2 between.
     assert picture_size(output) == (5 * 50 + 2, 4 * 50 + 2)
+
+
+def test_sample_writes_a_way_between_noises_as_arrays(job, tmp_path):
+    folder, _ = job
+    output = tmp_path / "way.npz"
+    arguments = ("--interpolate", "--steps=1,3", "--labels=3,null", "--columns=4", "--seed=5")
+    done = command(
+        "shortcut_tpu.sample", f"--workdir={folder / 'run'}", *arguments, f"--output={output}"
+    )
+    assert done.returncode == 0, done.stderr
+    with np.load(output) as arrays:
+        assert arrays["images"].shape == (2, 8, 8, 8, 1)
+        assert arrays["images"].dtype == np.uint8
+        assert arrays["labels"].tolist() == [3] * 4 + [10] * 4
+        assert arrays["steps"].tolist() == [1, 3]
+        assert (arrays["seed"], arrays["step"]) == (5, 20)
 
 
 @pytest.mark.parametrize(

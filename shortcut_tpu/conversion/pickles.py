@@ -104,6 +104,9 @@ def _stand_ins() -> dict[tuple[str, str], Any]:
         ("jax._src.array", "_reconstruct_array"): Call(_jax_array),
         ("flax.core.frozen_dict", "FrozenDict"): Call(lambda tree: tree),
         ("collections", "OrderedDict"): Call(dict),
+        # Bytes, before pickles had a way to write them.
+        ("_codecs", "encode"): Call(lambda text, _: text.encode("latin1")),
+        ("__builtin__", "bytes"): Call(lambda: b""),
     }
     for core in ("numpy.core", "numpy._core"):
         names[f"{core}.multiarray", "_reconstruct"] = Call(lambda *_: _Array())

@@ -5,6 +5,7 @@ Usage:
 """
 
 import dataclasses
+from typing import Any
 
 from etils import epath
 import jax
@@ -18,6 +19,7 @@ from shortcut_tpu import workdir as workdir_lib
 from shortcut_tpu.checkpoints import Checkpoints
 from shortcut_tpu.experiment import Experiment
 from shortcut_tpu.models import Params
+from shortcut_tpu.train_state import TrainState
 
 
 def make_run(
@@ -46,17 +48,10 @@ def make_run(
         if (workdir / config_lib.CONFIG_FILE).exists() or checksums.steps(folder.resolve()):
             raise UserError(f"{workdir} holds a run already; give another --workdir")
         experiment = Experiment.from_config(config, jax.devices())
-        state = experiment.init_state()
-
-        def placed(tree: Params) -> Params:
-            """The weights in buffers of their own, where the state's lie."""
-            return jax.tree.map(lambda a, b: jax.device_put(a, b.sharding), tree, state.params)
-
         state = dataclasses.replace(
-            state,
+            _fresh_state(experiment, params),
             step=jnp.asarray(step, jnp.int32),
-            params=placed(params),
-            emas={name: placed(average) for name in state.emas},
+            emas={name: _placed(experiment, average) for name in experiment.ema_decays},
         )
         with Checkpoints(folder, config.checkpoint.keep, config) as checkpoints:
             checkpoints.save(step, state)
@@ -64,3 +59,31 @@ def make_run(
             if checkpoints.failures:
                 raise UserError(f"{folder}: the checkpoint cannot be written")
         config_lib.save(config, workdir)
+
+
+def _placed(experiment: Experiment, params: Params) -> Params:
+    """Weights in buffers of their own, where the run's lie."""
+    like = experiment.abstract_state.params
+    return jax.tree.map(lambda leaf, to: jax.device_put(leaf, to.sharding), params, like)
+
+
+def _fresh_state(experiment: Experiment, params: Params) -> TrainState:
+    """The state of a run that starts from these weights."""
+
+    @dataclasses.dataclass
+    class Given:
+        """In place of a model: its fresh weights are the given ones."""
+
+        params: Params
+
+        def init(self, _: jax.Array) -> Params:
+            return self.params
+
+    def create(params: Params) -> TrainState:
+        given: Any = Given(params)
+        return TrainState.create(
+            jax.random.key(0), given, experiment.optimizer, experiment.ema_decays
+        )
+
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, experiment.abstract_state)
+    return jax.jit(create, out_shardings=shardings)(_placed(experiment, params))

@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 import signal
 import subprocess
 import sys
@@ -155,9 +156,38 @@ def test_sample_writes_a_way_between_noises_as_arrays(job, tmp_path):
         assert (arrays["seed"], arrays["step"]) == (5, 20)
 
 
+OFFICIAL = (
+    "--from=official",
+    f"--weights={Path(__file__).parents[1] / 'golden' / 'official_checkpoint.pickle'}",
+    "--config=imagenet256_b",
+)
+
+
+def test_convert_makes_a_run_that_the_other_commands_know(tmp_path):
+    workdir, output = f"--workdir={tmp_path / 'run'}", tmp_path / "samples.npz"
+    overrides = (
+        *("--config.model.width=12", "--config.model.depth=2", "--config.model.num_heads=3"),
+        *("--config.data.channels=2", "--config.data.num_classes=3", "--config.data.image_size=4"),
+        "--config.data.autoencoder=identity",
+    )
+    done = command("shortcut_tpu.convert", *OFFICIAL, workdir, *overrides)
+    assert done.returncode == 0, done.stderr
+    assert "shortcut, step 1234" in done.stdout
+    done = command("shortcut_tpu.sample", workdir, f"--output={output}", "--columns=2")
+    assert done.returncode == 0, done.stderr
+    with np.load(output) as arrays:
+        assert arrays["images"].shape == (1, 6, 4, 4, 2)
+
+
 @pytest.mark.parametrize(
     ("module", "arguments", "message"),
     [
+        (
+            "shortcut_tpu.convert",
+            (*OFFICIAL, "--workdir=w"),
+            "the weights are not of this config; give --config.model.width=12",
+        ),
+        ("shortcut_tpu.convert", ("--workdir=RUN",), "give --from=official|dit|sit|safetensors or"),
         (
             "launch.local_pod",
             (
@@ -262,7 +292,7 @@ def test_mistakes_end_in_one_clear_line(job, module, arguments, message, tmp_pat
 
 @pytest.mark.parametrize(
     "module",
-    [f"shortcut_tpu.{name}" for name in ("train", "evaluate", "sample", "preflight")]
+    [f"shortcut_tpu.{name}" for name in ("train", "evaluate", "sample", "convert", "preflight")]
     + ["launch.local_pod"],
 )
 def test_help_shows_an_example_on_one_screen(module):

@@ -59,6 +59,7 @@ def page(runs: Sequence[Summary]) -> str:
     body = [
         f"<h1>{'Runs' if len(runs) > 1 else 'Run'} {html.escape(names)}</h1>",
         _overview(runs),
+        _keys(runs),
         _distances(runs),
         _sheets(runs),
         *_curves(runs),
@@ -90,6 +91,14 @@ def _key(index: int, run: Summary) -> str:
     dashed = " dashed" if index >= NUM_COLORS else ""
     mark = f'<svg class="mark" viewBox="0 0 20 8"><path class="line c{index % NUM_COLORS}{dashed}" '
     return f'{mark}d="M0 4H20"/></svg>{html.escape(run.name)}'
+
+
+def _keys(runs: Sequence[Summary]) -> str:
+    """Which colour is which run, in sight wherever the reader is."""
+    if len(runs) == 1:
+        return ""
+    keys = "".join(f"<span>{_key(index, run)}</span>" for index, run in enumerate(runs))
+    return f'<div class="keys">{keys}</div>'
 
 
 def _overview(runs: Sequence[Summary]) -> str:
@@ -268,6 +277,8 @@ h1 { font-size: 22px; margin: 8px 0 16px; overflow-wrap: anywhere; }
 h2 { font-size: 18px; margin: 32px 0 10px; border-top: 1px solid var(--rule); padding-top: 14px; }
 h3 { font-size: 15px; margin: 16px 0 6px; }
 footer { margin-top: 32px; color: var(--soft); font-size: 13px; }
+.keys { position: sticky; top: 0; background: var(--paper); padding: 6px 0; font-size: 14px; }
+.keys span { margin-right: 18px; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 14px; }
 th, td { text-align: left; padding: 4px 14px 4px 0; border-bottom: 1px solid var(--rule);

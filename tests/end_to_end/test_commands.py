@@ -156,6 +156,18 @@ def test_sample_writes_a_way_between_noises_as_arrays(job, tmp_path):
         assert (arrays["seed"], arrays["step"]) == (5, 20)
 
 
+def test_report_has_what_the_run_logged(job, tmp_path):
+    folder, _ = job
+    output = tmp_path / "report.html"
+    done = command("shortcut_tpu.report", f"--workdir={folder / 'run'}", f"--output={output}")
+    assert done.returncode == 0, done.stderr
+    text = output.read_text()
+    for tag in ("fd_pixel@1 while training", "train/loss_level_0", "perf/input_wait", "20 of 20"):
+        assert tag in text
+    assert text.count("data:image/png;base64,") == 2
+    assert json.loads((folder / "run" / "environment.jsonl").read_text())["processes"] == 2
+
+
 OFFICIAL = (
     "--from=official",
     f"--weights={Path(__file__).parents[1] / 'golden' / 'official_checkpoint.pickle'}",
@@ -187,6 +199,7 @@ def test_convert_makes_a_run_that_the_other_commands_know(tmp_path):
             (*OFFICIAL, "--workdir=w"),
             "the weights are not of this config; give --config.model.width=12",
         ),
+        ("shortcut_tpu.report", ("--workdir=nowhere",), "nowhere/config.json: no such file"),
         ("shortcut_tpu.convert", ("--workdir=RUN",), "give --from=official|dit|sit|safetensors or"),
         (
             "launch.local_pod",
@@ -292,7 +305,10 @@ def test_mistakes_end_in_one_clear_line(job, module, arguments, message, tmp_pat
 
 @pytest.mark.parametrize(
     "module",
-    [f"shortcut_tpu.{name}" for name in ("train", "evaluate", "sample", "convert", "preflight")]
+    [
+        f"shortcut_tpu.{name}"
+        for name in ("train", "evaluate", "sample", "convert", "preflight", "report")
+    ]
     + ["launch.local_pod"],
 )
 def test_help_shows_an_example_on_one_screen(module):

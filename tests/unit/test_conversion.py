@@ -33,6 +33,7 @@ from shortcut_tpu.conversion.tensors import card, read_tensors, write_tensors
 from shortcut_tpu.evaluation.generator import make_generator, sample_keys
 from shortcut_tpu.experiment import Experiment
 from shortcut_tpu.loading import load_run
+from tests.unit.test_autoencoders import write_kl
 from tests.unit.test_official_parity import official_views
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
@@ -242,13 +243,15 @@ def test_another_network_is_refused(devices, change, message):
 
 # ------------------------------------------------------------------ ours
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, digits_path):
-    """A run of random weights."""
+def run(tmp_path_factory):
+    """A run of random weights on the latents of an autoencoder of random weights."""
+    folder = tmp_path_factory.mktemp("made")
+    write_kl(folder, "kl4")
     config = common.get_config()
     config.batch_size = 32
     config.seed = 3
     config.model.update(width=16, depth=2, num_heads=2, patch_size=2, dtype="float32")
-    config.data.update(image_size=8, channels=1, num_classes=10, path=str(digits_path))
+    config.data.update(image_size=4, channels=4, num_classes=10, autoencoder=f"kl:{folder}")
     config.evaluation.guidance = 1.5
     shapes = Experiment.from_config(config, jax.devices()[:1]).abstract_state.params
     rng = np.random.default_rng(0)
@@ -256,7 +259,7 @@ def run(tmp_path_factory, digits_path):
         jax.tree.map(lambda a: (0.2 * rng.normal(size=a.shape)).astype(np.float32), shapes)
         for _ in range(2)
     )
-    workdir = epath.Path(tmp_path_factory.mktemp("made") / "run")
+    workdir = epath.Path(folder / "run")
     make_run(config, workdir, 7, params, average)
     return load_run(workdir)
 

@@ -93,7 +93,7 @@ def prepare_arguments(arguments: Sequence[str]) -> list[str]:
 
 
 def _check_key(config: ConfigDict, key: str) -> None:
-    known = dict(_leaves(config))
+    known = dict(leaves(config))
     if key in known:
         return
     if any(leaf.startswith(f"{key}.") for leaf in known):
@@ -106,18 +106,19 @@ def _check_key(config: ConfigDict, key: str) -> None:
     raise UserError(f"--config.{key}: no such key{hint}")
 
 
-def _leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, object]]:
+def leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Every key that is no group, such as ("model.width", 768)."""
     for key, value in config.items():
         if isinstance(value, ConfigDict):
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 
 
 def differences(before: dict[str, Any], config: ConfigDict) -> list[str]:
     """What differs between a config that was read from JSON and one that is here, key by key."""
-    old = dict(_leaves(ConfigDict(before)))
-    new = dict(_leaves(ConfigDict(json.loads(json.dumps(config.to_dict())))))
+    old = dict(leaves(ConfigDict(before)))
+    new = dict(leaves(ConfigDict(json.loads(json.dumps(config.to_dict())))))
     absent = "absent"
     return [
         f"{key}: {old.get(key, absent)!r} -> {new.get(key, absent)!r}"

@@ -1,13 +1,17 @@
-"""Draws a sheet of samples of a checkpoint.
+"""Draws samples of a checkpoint: a sheet, or the arrays.
 
   python -m shortcut_tpu.sample --workdir=runs/digits --output=sheet.png
   python -m shortcut_tpu.sample --workdir=runs/digits --steps=1,4,128 --labels=3,7 --output=s.png
+  python -m shortcut_tpu.sample --workdir=runs/digits --interpolate --labels=3 --output=walk.png
+  python -m shortcut_tpu.sample --workdir=runs/digits --columns=1000 --output=samples.npz
 
-Each row is a label; with several step counts, each block of rows is one of them, drawn from the
-same noises.
+Each row of a sheet is a label. With several step counts each label has a row for each, below one
+another from the same noises. An .npz holds `images` [steps, samples, H, W, C] uint8, `labels`
+[samples], `steps`, `seed`, and the checkpoint's `step`.
 """
 
-from pathlib import Path
+import io
+from typing import Any
 
 from absl import flags
 from etils import epath
@@ -17,60 +21,102 @@ from PIL import Image
 
 from data_pipeline.errors import UserError
 from shortcut_tpu import command, distributed
-from shortcut_tpu.evaluation.generator import make_generator, unit_to_uint8
+from shortcut_tpu.evaluation.generator import Generator, make_generator, unit_to_uint8
+from shortcut_tpu.evaluation.interpolation import InterpolatingGenerator
+from shortcut_tpu.labels import parse_labels
 from shortcut_tpu.loading import load_run
 from shortcut_tpu.observability.console import say
 from shortcut_tpu.observability.sheets import sheet
 
+_BATCH = 256
+
 
 def define_flags() -> None:
     flags.DEFINE_string("workdir", None, "Folder of the run.")
-    flags.DEFINE_string("output", None, "PNG file to write.")
+    flags.DEFINE_string("output", None, "File to write, .png or .npz.")
     flags.DEFINE_string("steps", "1", "Step counts, such as 1,4,128.")
-    flags.DEFINE_string("labels", None, "Labels to draw, such as 3,7; all, up to 20, by default.")
+    flags.DEFINE_string(
+        "labels",
+        None,
+        "Labels or class names to draw, such as 3,7 or goldfish, null for no label; all, up to 20, "
+        "by default.",
+    )
     flags.DEFINE_integer("columns", 10, "Samples of each label.", lower_bound=1)
-    flags.DEFINE_integer("seed", None, "Seed of the noises; the run's by default.")
+    flags.DEFINE_boolean(
+        "interpolate", False, "Each row goes from one noise to another, sqrt(1-i^2) e_0 + i e_1."
+    )
+    flags.DEFINE_integer("seed", None, "Seed of the noises; the run's by default.", lower_bound=0)
     flags.DEFINE_integer("step", None, "Checkpoint to draw from; the newest by default.")
     flags.DEFINE_string("ema", "evaluation", "Which average of the weights to use.")
-
-
-def parse_labels(text: str | None, num_classes: int) -> list[int]:
-    """Labels of --labels.
-
-    Raises:
-      UserError: one is no label of the run.
-    """
-    if text is None:
-        return list(range(min(num_classes, 20)))
-    labels = text.split(",")
-    unknown = [label for label in labels if not label.isdecimal() or int(label) >= num_classes]
-    if unknown:
-        raise UserError(f"--labels: {unknown[0]!r} is not a label in 0 .. {num_classes - 1}")
-    return [int(label) for label in labels]
 
 
 def main() -> None:
     values = flags.FLAGS
     workdir = epath.Path(command.required("workdir", "the folder of the run to draw from"))
-    output = Path(command.required("output", "the PNG file to write"))
-    if output.suffix.lower() != ".png":
-        raise UserError(f"--output={output}: must end in .png")
+    output = epath.Path(command.required("output", "the .png or .npz file to write"))
+    if output.suffix.lower() not in (".png", ".npz"):
+        raise UserError(f"--output={output}: must end in .png or .npz")
     steps = command.integers("steps")
+    if values.interpolate and values.columns < 2:
+        raise UserError("--interpolate needs --columns=2 or more")
     distributed.initialize()
     run = load_run(workdir, values.step, values.ema)
 
-    wanted = parse_labels(values.labels, run.experiment.config.data.num_classes)
-    labels = np.repeat(wanted, values.columns)
-    generator = make_generator(run.experiment, run.autoencoder, seed=values.seed)
-    blocks = [generator(run.params, np.arange(len(labels)), labels, n) for n in steps]
-    page = sheet(unit_to_uint8(np.concatenate(blocks)), values.columns)
+    config = run.experiment.config
+    seed = config.seed if values.seed is None else values.seed
+    labels = np.repeat(parse_labels(values.labels, config.data), values.columns)
+    generator: Generator
+    if values.interpolate:
+        generator = InterpolatingGenerator(
+            run.experiment,
+            run.autoencoder,
+            guidance=config.evaluation.guidance,
+            seed=seed,
+            points=values.columns,
+        )
+    else:
+        generator = make_generator(run.experiment, run.autoencoder, seed=seed)
+    batches = np.array_split(np.arange(len(labels)), -(-len(labels) // _BATCH))
+    images = np.stack(
+        [
+            np.concatenate([unit_to_uint8(generator(run.params, b, labels[b], n)) for b in batches])
+            for n in steps
+        ]
+    )
     if jax.process_index() == 0:
+        if output.suffix.lower() == ".png":
+            content = png(images, values.columns)
+        else:
+            content = npz(images=images, labels=labels, steps=steps, seed=seed, step=run.step)
         try:
             output.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(page).save(output)
+            output.write_bytes(content)
         except OSError as error:
             raise UserError(f"--output={output}: {error.strerror or error}") from None
     say(f"{output}: step {run.step}, {len(labels)} samples at {values.steps} steps")
+
+
+def png(images: np.ndarray, columns: int) -> bytes:
+    """A sheet of images [steps, labels * columns, H, W, C] as a PNG file.
+
+    Raises:
+      UserError: the images are neither grey nor in colour.
+    """
+    steps, count, *shape = images.shape
+    if shape[-1] not in (1, 3):
+        raise UserError(f"samples of {shape[-1]} channels are no pictures; --output=FILE.npz")
+    # A label's rows of all step counts come together.
+    rows = images.reshape(steps, count // columns, columns, *shape).swapaxes(0, 1)
+    content = io.BytesIO()
+    Image.fromarray(sheet(rows.reshape(-1, *shape), columns)).save(content, "png")
+    return content.getvalue()
+
+
+def npz(**arrays: Any) -> bytes:
+    """Arrays as an .npz file."""
+    content = io.BytesIO()
+    np.savez_compressed(content, **arrays)
+    return content.getvalue()
 
 
 if __name__ == "__main__":

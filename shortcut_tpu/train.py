@@ -26,6 +26,7 @@ from shortcut_tpu.checkpoints import Checkpoints, still_waiting
 from shortcut_tpu.evaluation.periodic import PeriodicEvaluation
 from shortcut_tpu.experiment import Experiment
 from shortcut_tpu.loading import initial_state
+from shortcut_tpu.observability import environment
 from shortcut_tpu.observability.console import duration, progress_line, say
 from shortcut_tpu.observability.watchdog import Watchdog
 from shortcut_tpu.observability.writers import make_writer
@@ -84,6 +85,7 @@ def _train(
     watchdog.alive()
     if jax.process_index() == 0:
         config_lib.save(config, workdir)
+        environment.record(workdir, first_step)
     if first_step >= num_steps:
         say(f"nothing to train: step {first_step} is the last; another --workdir starts anew")
 

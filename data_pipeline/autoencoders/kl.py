@@ -174,7 +174,8 @@ def _middle(layers: Layers, x: jax.Array, config: KLConfig) -> jax.Array:
     x = _resnet(layers.at("resnets", 0), x, width, groups)
     if config.mid_block_add_attention:
         block = layers.at("attentions", 0)
-        pixels = block.at("group_norm").group_norm(x, groups, _EPSILON).reshape(len(x), -1, width)
+        normed = block.at("group_norm").group_norm(x, groups, _EPSILON)
+        pixels = normed.reshape(x.shape[0], -1, width)
         query, key, value = (
             block.at(name).linear(pixels, width) for name in ("to_q", "to_k", "to_v")
         )

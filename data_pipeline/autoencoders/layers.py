@@ -73,7 +73,7 @@ class Layers:
     def group_norm(self, x: jax.Array, groups: int, epsilon: float) -> jax.Array:
         """Zero mean and unit variance over each group of channels, then scaled and shifted."""
         channels = x.shape[-1]
-        grouped = x.reshape(len(x), -1, groups, channels // groups)
+        grouped = x.reshape(x.shape[0], -1, groups, channels // groups)
         centred = grouped - grouped.mean((1, 3), keepdims=True)
         # Not the mean of squares less the square of the mean: that cancels in float32.
         variance = jnp.square(centred).mean((1, 3), keepdims=True)

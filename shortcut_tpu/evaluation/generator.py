@@ -25,13 +25,13 @@ _SAMPLING_STREAM = 2**32 - 1
 ImageFn = Callable[[jax.Array], jax.Array]
 
 
-def sample_keys(seed: int, indices: jax.Array) -> jax.Array:
+def sample_keys(seed: int | jax.Array, indices: jax.Array) -> jax.Array:
     """Random keys [B] of the samples with these indices."""
     stream = jax.random.fold_in(jax.random.key(seed), _SAMPLING_STREAM)
     return jax.vmap(lambda index: jax.random.fold_in(stream, index))(indices)
 
 
-def sample_noise(seed: int, indices: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def sample_noise(seed: int | jax.Array, indices: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """x_0 [B, *shape] of the samples with these indices."""
     return jax.vmap(lambda key: jax.random.normal(key, shape))(sample_keys(seed, indices))
 
@@ -40,7 +40,12 @@ class Generator:
     """The sampler of an experiment, its autoencoder's decoder behind it."""
 
     def __init__(
-        self, experiment: Experiment, autoencoder: Autoencoder, *, guidance: float = 1.0, seed: int
+        self,
+        experiment: Experiment,
+        autoencoder: Autoencoder,
+        *,
+        guidance: float = 1.0,
+        seed: int | jax.Array,
     ):
         self.experiment = experiment
         self._autoencoder = autoencoder
@@ -55,9 +60,13 @@ class Generator:
         velocity = samplers.guided(
             functools.partial(model.apply, params), self._guidance, model.null_label
         )
-        x0 = sample_noise(self._seed, indices, self.experiment.latent_shape)
+        x0 = self.noise(indices)
         keys = sample_keys(self._seed, indices)
         return self.experiment.objective.sample(velocity, x0, labels, num_steps, keys)
+
+    def noise(self, indices: jax.Array) -> jax.Array:
+        """x_0 [B, H, W, C] that some samples start from."""
+        return sample_noise(self._seed, indices, self.experiment.latent_shape)
 
     @functools.cache  # noqa: B019  (a generator lives as long as its command)
     def program(self, num_steps: int, consume: ImageFn | None = None) -> Any:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 SINUSOID_CHANNELS = 256
-_MAX_PERIOD = 10_000.0
+MAX_PERIOD = 10_000.0
 
 
 def sinusoidal(value: jax.Array, channels: int = SINUSOID_CHANNELS) -> jax.Array:
@@ -27,7 +27,7 @@ def sinusoidal(value: jax.Array, channels: int = SINUSOID_CHANNELS) -> jax.Array
       [B, channels] float32.
     """
     half = channels // 2
-    frequencies = np.exp(-math.log(_MAX_PERIOD) * np.arange(half, dtype=np.float32) / half)
+    frequencies = np.exp(-math.log(MAX_PERIOD) * np.arange(half, dtype=np.float32) / half)
     angles = value.astype(jnp.float32)[:, None] * frequencies[None]
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 

@@ -2,10 +2,12 @@
 
 import json
 import os
+from pathlib import Path
 import signal
 import subprocess
 import sys
 
+import numpy as np
 from PIL import Image
 import pytest
 
@@ -138,9 +140,67 @@ def test_sample_draws_what_is_asked_for(job, tmp_path):
     assert picture_size(output) == (5 * 50 + 2, 4 * 50 + 2)
 
 
+def test_sample_writes_a_way_between_noises_as_arrays(job, tmp_path):
+    folder, _ = job
+    output = tmp_path / "way.npz"
+    arguments = ("--interpolate", "--steps=1,3", "--labels=3,null", "--columns=4", "--seed=5")
+    done = command(
+        "shortcut_tpu.sample", f"--workdir={folder / 'run'}", *arguments, f"--output={output}"
+    )
+    assert done.returncode == 0, done.stderr
+    with np.load(output) as arrays:
+        assert arrays["images"].shape == (2, 8, 8, 8, 1)
+        assert arrays["images"].dtype == np.uint8
+        assert arrays["labels"].tolist() == [3] * 4 + [10] * 4
+        assert arrays["steps"].tolist() == [1, 3]
+        assert (arrays["seed"], arrays["step"]) == (5, 20)
+
+
+def test_report_has_what_the_run_logged(job, tmp_path):
+    folder, _ = job
+    output = tmp_path / "report.html"
+    done = command("shortcut_tpu.report", f"--workdir={folder / 'run'}", f"--output={output}")
+    assert done.returncode == 0, done.stderr
+    text = output.read_text()
+    for tag in ("fd_pixel@1 while training", "train/loss_level_0", "perf/input_wait", "20 of 20"):
+        assert tag in text
+    assert text.count("data:image/png;base64,") == 2
+    assert json.loads((folder / "run" / "environment.jsonl").read_text())["processes"] == 2
+
+
+OFFICIAL = (
+    "--from=official",
+    f"--weights={Path(__file__).parents[1] / 'golden' / 'official_checkpoint.pickle'}",
+    "--config=imagenet256_b",
+)
+
+
+def test_convert_makes_a_run_that_the_other_commands_know(tmp_path):
+    workdir, output = f"--workdir={tmp_path / 'run'}", tmp_path / "samples.npz"
+    overrides = (
+        *("--config.model.width=12", "--config.model.depth=2", "--config.model.num_heads=3"),
+        *("--config.data.channels=2", "--config.data.num_classes=3", "--config.data.image_size=4"),
+        "--config.data.autoencoder=identity",
+    )
+    done = command("shortcut_tpu.convert", *OFFICIAL, workdir, *overrides)
+    assert done.returncode == 0, done.stderr
+    assert "shortcut, step 1234" in done.stdout
+    done = command("shortcut_tpu.sample", workdir, f"--output={output}", "--columns=2")
+    assert done.returncode == 0, done.stderr
+    with np.load(output) as arrays:
+        assert arrays["images"].shape == (1, 6, 4, 4, 2)
+
+
 @pytest.mark.parametrize(
     ("module", "arguments", "message"),
     [
+        (
+            "shortcut_tpu.convert",
+            (*OFFICIAL, "--workdir=w"),
+            "the weights are not of this config; give --config.model.width=12",
+        ),
+        ("shortcut_tpu.report", ("--workdir=nowhere",), "nowhere/config.json: no such file"),
+        ("shortcut_tpu.convert", ("--workdir=RUN",), "give --from=official|dit|sit|safetensors or"),
         (
             "launch.local_pod",
             (
@@ -245,7 +305,10 @@ def test_mistakes_end_in_one_clear_line(job, module, arguments, message, tmp_pat
 
 @pytest.mark.parametrize(
     "module",
-    [f"shortcut_tpu.{name}" for name in ("train", "evaluate", "sample", "preflight")]
+    [
+        f"shortcut_tpu.{name}"
+        for name in ("train", "evaluate", "sample", "convert", "preflight", "report")
+    ]
     + ["launch.local_pod"],
 )
 def test_help_shows_an_example_on_one_screen(module):

@@ -17,7 +17,9 @@ FLAGS = {
     "data_pipeline.encode_latents": ("source", "autoencoder", "output", "shard_records", "flips"),
     "shortcut_tpu.train": ("config", "workdir", "config.batch_size", "config.mesh.fsdp"),
     "shortcut_tpu.evaluate": ("workdir", "steps", "num_samples", "json", "ema", "step"),
-    "shortcut_tpu.sample": ("workdir", "steps", "labels", "output", "seed", "ema"),
+    "shortcut_tpu.sample": ("workdir", "steps", "labels", "output", "seed", "ema", "columns"),
+    "shortcut_tpu.convert": ("from", "to", "weights", "workdir", "output", "steps", "config"),
+    "shortcut_tpu.report": ("workdir", "output"),
     "shortcut_tpu.preflight": ("config", "topology", "config.batch_size", "config.model.depth"),
 }
 WORDS = st.sampled_from(

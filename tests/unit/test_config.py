@@ -12,8 +12,8 @@ from shortcut_tpu import config as config_lib
 @pytest.mark.parametrize("name", config_lib.names())
 def test_every_config_loads_and_holds_only_documented_keys(name):
     config = config_lib.load(name)
-    documented = set(dict(config_lib._leaves(common.get_config())))
-    assert set(dict(config_lib._leaves(config))) - documented <= {"emas.target"}
+    documented = set(dict(config_lib.leaves(common.get_config())))
+    assert set(dict(config_lib.leaves(config))) - documented <= {"emas.target"}
     for key in ("seed", "batch_size", "train.num_steps", "checkpoint.every_steps"):
         assert key in documented
 

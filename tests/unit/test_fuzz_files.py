@@ -133,4 +133,4 @@ def test_any_override(key, value):
     prepared, _ = attempt(lambda: config_lib.prepare_arguments(arguments))
     if prepared is not None:
         assert prepared[2] == argument
-        assert key.partition("=")[0] in dict(config_lib._leaves(config_lib.load("digits")))
+        assert key.partition("=")[0] in dict(config_lib.leaves(config_lib.load("digits")))

@@ -1,0 +1,137 @@
+"""Prints every key of a config with its value and its meaning, as Markdown.
+
+  python -m shortcut_tpu.config_reference
+  python -m shortcut_tpu.config_reference --config=digits > digits.md
+
+The meanings are the comments of configs/common.py; the values are the defaults, or those of
+--config with its overrides.
+"""
+
+import ast
+from collections.abc import Iterator, Mapping
+import fnmatch
+import inspect
+import re
+import sys
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from configs import common
+from shortcut_tpu import command
+from shortcut_tpu.config import leaves
+
+_OBJECTIVE = "objective."
+
+
+def reference(config: ConfigDict) -> str:
+    """The reference of a config that started from `common.get_config`."""
+    values = dict(leaves(config))
+    groups: dict[str, list[str]] = {}
+    for keys, meaning in meanings().items():
+        names = [key for key in keys if key in values]
+        if not names:
+            continue
+        group = names[0].rpartition(".")[0]
+        cells = (
+            ", ".join(f"`{name.rpartition('.')[2]}`" for name in names),
+            ", ".join(f"`{values[name]!r}`" for name in names),
+            meaning.replace("|", "\\|"),
+        )
+        groups.setdefault(group, []).append(f"| {' | '.join(cells)} |")
+    lines = ["# Keys of a config", "", "`--config.KEY=VALUE` overrides a key."]
+    for group, rows in groups.items():
+        title = f"`{group}`" if group else "The run"
+        lines += ["", f"## {title}", "", "| key | value | meaning |", "|---|---|---|", *rows]
+    return "\n".join(lines) + "\n"
+
+
+def meanings() -> dict[tuple[str, ...], str]:
+    """The comments of configs/common.py, by the keys that each is about."""
+    source = inspect.getsource(common)
+    lines = source.splitlines()
+    functions: dict[str, ast.FunctionDef] = {}
+    sizes = ""
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.FunctionDef):
+            functions[node.name] = node
+        elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "DIT_SIZES":
+            sizes = _comment_above(lines, node.lineno)
+    found: list[tuple[list[str], str]] = []
+    for node in functions["get_config"].body:
+        comment = _comment_above(lines, node.lineno)
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Attribute):
+            path = ast.unparse(node.targets[0]).removeprefix("config.")
+            value = node.value
+            is_group = isinstance(value, ast.Call) and not value.args
+            if is_group:
+                continue
+            keys = [path]
+            if isinstance(value, ast.Call):  # A group that is given whole.
+                keys = [f"{path}.{key}" for key in ast.literal_eval(value.args[0])]
+        elif "DIT_SIZES" in ast.unparse(node):
+            keys, comment = [f"model.{key}" for key in common.DIT_SIZES["B"]], sizes
+        else:
+            continue
+        # Keys below one another share the comment above the first.
+        if comment or not found:
+            found.append((keys, comment))
+        else:
+            found[-1][0].extend(keys)
+    found += _objectives(functions["get_objectives"], lines)
+    return {tuple(keys): comment for keys, comment in found}
+
+
+def _objectives(function: ast.FunctionDef, lines: list[str]) -> Iterator[tuple[list[str], str]]:
+    """Hyperparameters: a comment of their own, or what their name means everywhere."""
+    shared = _shared(ast.get_docstring(function) or "")
+    for node in ast.walk(function):
+        if not isinstance(node, ast.Dict):
+            continue
+        for name, value in zip(node.keys, node.values, strict=True):
+            if not isinstance(name, ast.Constant) or not isinstance(value, ast.Dict):
+                continue
+            before = ""
+            for key in value.keys:
+                assert isinstance(key, ast.Constant)
+                own = _comment_above(lines, key.lineno)
+                meaning = own or _lookup(shared, str(key.value)) or before
+                yield [f"{_OBJECTIVE}{name.value!s}.{key.value!s}"], meaning
+                # As above, keys below one another share a comment.
+                before = meaning
+
+
+def _shared(docstring: str) -> dict[str, str]:
+    """Lines like `a, *_b: text` by the names before the colon."""
+    entries = re.findall(r"^  (\S[^:\n]*): (.*(?:\n    .*)*)", docstring, re.MULTILINE)
+    return {
+        name.strip(): " ".join(text.split()) for names, text in entries for name in names.split(",")
+    }
+
+
+def _lookup(shared: Mapping[str, str], key: str) -> str:
+    return next((text for name, text in shared.items() if fnmatch.fnmatch(key, name)), "")
+
+
+def _comment_above(lines: list[str], number: int) -> str:
+    """The comment that ends above a line, counted from 1; a sentence again."""
+    comment: list[str] = []
+    for line in reversed(lines[: number - 1]):
+        if not line.strip().startswith("#"):
+            break
+        comment.insert(0, line.strip().lstrip("# "))
+    return " ".join(comment)
+
+
+def define_flags() -> None:
+    command.define_config()
+
+
+def main() -> None:
+    given: Any = flags.FLAGS.config
+    sys.stdout.write(reference(common.get_config() if given is None else given))
+
+
+if __name__ == "__main__":
+    command.run(main, define_flags)

@@ -1,0 +1,191 @@
+"""Weights of facebookresearch/DiT and willisma/SiT, which share one network.
+
+Both are read as state dicts that `torch.save` wrote; the names of their tensors are the same. What
+the network has beside what ours needs is left out: the learned variance, which only ancestral
+sampling uses. What ours has beside theirs adds nothing: they know no step size.
+
+| | DiT | SiT |
+|---|---|---|
+| predicts | noise, k = 0 .. 999 from data to noise | x_1 - x_0, t = 0 .. 1 from noise to data |
+| objective | `diffusion`, its DDIM | `flow_matching`, Euler |
+| t in the sinusoids | k = 999 - 1000 t | t, as in a faithful model |
+| logits | 1/sqrt(head_dim), as ours | the same: the queries take up a faithful model's 1/head_dim |
+
+SiT counts only with its linear path and velocity prediction, the published ones.
+
+Usage:
+  weights = read_torch_archive("DiT-XL-2-256x256.pt")
+  params = torch_dit_params(path, weights, model, "dit")
+"""
+
+from collections.abc import Mapping
+import os
+from typing import Any
+
+from ml_collections import ConfigDict
+import numpy as np
+
+from data_pipeline.autoencoders.weights import fitted
+from data_pipeline.errors import UserError
+from shortcut_tpu.conversion.foreign import (
+    Layer,
+    Tensors,
+    assemble,
+    attention,
+    attention_out,
+    linear,
+)
+from shortcut_tpu.models import DiT, Params
+from shortcut_tpu.models.dit import DiTConfig
+from shortcut_tpu.models.embeddings import MAX_PERIOD, SINUSOID_CHANNELS, sincos_2d
+
+_LAST_TIMESTEP = 999
+
+
+def torch_dit_facts(path: str | os.PathLike[str], weights: Tensors) -> dict[str, Any]:
+    """Keys of the config that the weights tell.
+
+    Raises:
+      UserError: the weights are of another network.
+    """
+    try:
+        width, channels, patch, _ = weights["x_embedder.proj.weight"].shape
+        hidden = weights["blocks.0.mlp.fc1.weight"].shape[0]
+        rows = weights["y_embedder.embedding_table.weight"].shape[0]
+        side = round(weights["pos_embed"].shape[1] ** 0.5)
+    except (IndexError, KeyError, ValueError) as error:
+        raise UserError(f"{path}: not a state dict of DiT or SiT: {error}") from None
+    return {
+        "model.width": width,
+        "model.depth": sum(name.endswith("mlp.fc1.weight") for name in weights),
+        "model.patch_size": patch,
+        "model.mlp_ratio": hidden / width,
+        "data.image_size": side * patch,
+        "data.channels": channels,
+        "data.num_classes": rows - 1,
+    }
+
+
+def configure_dit(config: ConfigDict) -> None:
+    """Makes a config one that samples DiT's weights."""
+    config.model.faithful = False
+    config.objective.name = "diffusion"
+    config.objective.diffusion.update(diffusion_steps=1000, beta_first=1e-4, beta_last=0.02)
+
+
+def configure_sit(config: ConfigDict) -> None:
+    """Makes a config one that samples SiT's weights."""
+    config.model.faithful = True
+    config.objective.name = "flow_matching"
+
+
+def _shapes(config: DiTConfig, outputs: int) -> dict[str, tuple[int, ...]]:
+    width, patch, hidden = config.width, config.patch_size, int(config.width * config.mlp_ratio)
+    layers: dict[str, tuple[int, ...]] = {
+        "x_embedder.proj": (width, config.channels, patch, patch),
+        "t_embedder.mlp.0": (width, SINUSOID_CHANNELS),
+        "t_embedder.mlp.2": (width, width),
+        "final_layer.linear": (outputs, width),
+        "final_layer.adaLN_modulation.1": (2 * width, width),
+    }
+    for index in range(config.depth):
+        block = f"blocks.{index}"
+        layers[f"{block}.attn.qkv"] = (3 * width, width)
+        layers[f"{block}.attn.proj"] = (width, width)
+        layers[f"{block}.mlp.fc1"] = (hidden, width)
+        layers[f"{block}.mlp.fc2"] = (width, hidden)
+        layers[f"{block}.adaLN_modulation.1"] = (6 * width, width)
+    shapes: dict[str, tuple[int, ...]] = {
+        "pos_embed": (1, config.num_patches, width),
+        "y_embedder.embedding_table.weight": (config.num_classes + 1, width),
+    }
+    for name, shape in layers.items():
+        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = shape, shape[:1]
+    return shapes
+
+
+def reversed_time(kernel: np.ndarray, last: int) -> np.ndarray:
+    """A kernel [256, D] of the sinusoids of k as one of those of s = last - k.
+
+    cos w(last - s) = cos(w last) cos(ws) + sin(w last) sin(ws), and the sine likewise: the features
+    of k are a rotation of those of s, which the kernel takes up.
+    """
+    half = len(kernel) // 2
+    frequencies = np.exp(-np.log(MAX_PERIOD) * np.arange(half) / half)
+    cos, sin = (f(frequencies * last)[:, None] for f in (np.cos, np.sin))
+    of_cos, of_sin = kernel[:half].astype(np.float64), kernel[half:].astype(np.float64)
+    return np.concatenate([cos * of_cos + sin * of_sin, sin * of_cos - cos * of_sin])
+
+
+def torch_dit_params(
+    path: str | os.PathLike[str], weights: Tensors, model: DiT, kind: str
+) -> Params:
+    """Our parameters of a state dict.
+
+    Args:
+      path: where it is from, for messages.
+      weights: by torch's name.
+      model: as `configure_dit` or `configure_sit` wants it.
+      kind: dit or sit.
+
+    Raises:
+      UserError: names the first tensor that is missing, of another shape, or too many; or the
+        positions are not sines and cosines.
+    """
+    config = model.config
+    width, heads, channels = config.width, config.num_heads, config.channels
+    outputs = config.patch_size**2 * channels
+    # With a learned variance there are twice as many.
+    final = weights.get("final_layer.linear.bias", np.zeros(0))
+    learned = len(final) == 2 * outputs
+    used = fitted(path, weights, _shapes(config, (1 + learned) * outputs))
+    side = config.image_size // config.patch_size
+    if np.abs(used["pos_embed"][0] - sincos_2d(width, side)).max() > 1e-4:
+        raise UserError(f"{path}: pos_embed is not of sines and cosines, which the network fixes")
+
+    def layer(name: str, *shape: int) -> Layer:
+        kernel, bias = used[f"{name}.weight"].T, used[f"{name}.bias"]
+        return linear(kernel, bias, *(shape or bias.shape))
+
+    def qkv(name: str) -> Layer:
+        whole = layer(name, 3, width)
+        query, key, value = (
+            {part: array[..., index, :] for part, array in whole.items()} for index in range(3)
+        )
+        if config.faithful:
+            # A faithful model divides the logits by head_dim, these networks by its root.
+            query = {part: array * np.sqrt(width / heads) for part, array in query.items()}
+        return attention(query, key, value, heads)
+
+    def block(name: str) -> Mapping[str, Layer]:
+        return {
+            "modulation": layer(f"{name}.adaLN_modulation.1", 6, width),
+            "qkv": qkv(f"{name}.attn.qkv"),
+            "attention_out": attention_out(layer(f"{name}.attn.proj"), heads),
+            "mlp_in": layer(f"{name}.mlp.fc1"),
+            "mlp_out": layer(f"{name}.mlp.fc2"),
+        }
+
+    time_hidden, time_out = layer("t_embedder.mlp.0"), layer("t_embedder.mlp.2")
+    if kind == "dit":
+        time_hidden["kernel"] = reversed_time(time_hidden["kernel"], _LAST_TIMESTEP)
+    project = layer("final_layer.linear", config.patch_size**2, -1)
+    project = {
+        name: array[..., :channels].reshape(*array.shape[:-2], outputs)
+        for name, array in project.items()
+    }
+    patches = used["x_embedder.proj.weight"].transpose(2, 3, 1, 0).reshape(-1, width)
+    top: dict[str, Any] = {
+        "patch_embed": linear(patches, used["x_embedder.proj.bias"], width),
+        "time_embed": {"hidden": time_hidden, "out": time_out},
+        "step_embed": {
+            "hidden": {name: np.zeros_like(array) for name, array in time_hidden.items()},
+            "out": {name: np.zeros_like(array) for name, array in time_out.items()},
+        },
+        "label_embed": {"embedding": used["y_embedder.embedding_table.weight"]},
+        "final": {
+            "modulation": layer("final_layer.adaLN_modulation.1", 2, width),
+            "project": project,
+        },
+    }
+    return assemble(model, top, [dict(block(f"blocks.{i}")) for i in range(config.depth)])

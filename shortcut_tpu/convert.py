@@ -1,0 +1,116 @@
+"""Weights of other repositories made runs, and runs made files for others.
+
+  python -m shortcut_tpu.convert --from=official --weights=FILE --config=imagenet256_b --workdir=DIR
+  python -m shortcut_tpu.convert --from=dit --weights=DiT-XL-2-256x256.pt --config=imagenet256_xl \\
+      --workdir=runs/dit
+  python -m shortcut_tpu.convert --to=safetensors --workdir=runs/digits --output=w.safetensors
+  python -m shortcut_tpu.convert --to=jax_export --workdir=runs/digits --steps=1,4 --output=DIR
+
+In: `official`, a pickled checkpoint of shortcut-models, read without running it; `dit` and `sit`,
+state dicts of facebookresearch/DiT and willisma/SiT; `safetensors`, what --to=safetensors wrote,
+which needs no --config. Out: `safetensors` with a card in JSON, and `jax_export`, a folder with the
+sampler that jax alone can run. `evaluate` and `sample` then work as on a run that was trained.
+"""
+
+from absl import flags
+from etils import epath
+import jax
+from ml_collections import ConfigDict
+
+from data_pipeline.errors import UserError
+from data_pipeline.torch_archive import read_torch_archive
+from shortcut_tpu import command
+from shortcut_tpu.conversion import official, torch_dit
+from shortcut_tpu.conversion.artifact import write_artifact
+from shortcut_tpu.conversion.foreign import require
+from shortcut_tpu.conversion.runs import make_run
+from shortcut_tpu.conversion.tensors import card, read_tensors, write_tensors
+from shortcut_tpu.experiment import Experiment
+from shortcut_tpu.loading import load_run
+from shortcut_tpu.models import Params
+from shortcut_tpu.observability.console import say
+
+SOURCES = ("official", "dit", "sit", "safetensors")
+TARGETS = ("safetensors", "jax_export")
+
+
+def define_flags() -> None:
+    command.define_config()
+    flags.DEFINE_enum("from", None, SOURCES, "What the weights are.")
+    flags.DEFINE_string("weights", None, "File to read, with --from.")
+    flags.DEFINE_enum("to", None, TARGETS, "What to write.")
+    flags.DEFINE_string("output", None, "File, or folder of a jax_export, to write, with --to.")
+    flags.DEFINE_string("workdir", None, "Folder of the run to make, or to convert.")
+    flags.DEFINE_string("steps", "1", "Step counts of a jax_export, such as 1,4.")
+    flags.DEFINE_integer("step", None, "With --to: the newest checkpoint by default.")
+    flags.DEFINE_string("ema", "evaluation", "With --to: which average of the weights.")
+
+
+def main() -> None:
+    values = flags.FLAGS
+    source = values["from"].value
+    workdir = epath.Path(command.required("workdir", "the folder of the run"))
+    if (source is None) == (values.to is None):
+        raise UserError(f"give --from={'|'.join(SOURCES)} or --to={'|'.join(TARGETS)}")
+    if source is not None:
+        weights = epath.Path(command.required("weights", "the file to read"))
+        config, step, params, average = read(source, weights)
+        make_run(config, workdir, step, params, average)
+        count = sum(leaf.size for leaf in jax.tree.leaves(params))
+        say(f"{workdir}: {config.objective.name}, step {step}, {count / 1e6:.3g}M parameters")
+    else:
+        convert(values.to, workdir, epath.Path(command.required("output", "what to write")))
+
+
+def read(source: str, weights: epath.Path) -> tuple[ConfigDict, int, Params, Params]:
+    """Config, step, weights and average of a file.
+
+    Raises:
+      UserError: the file cannot be read or the config is not that of the weights.
+    """
+    if source == "safetensors":
+        config, step, params = read_tensors(weights)
+        return config, step, params, params
+    config = ConfigDict(command.config())
+    with config.unlocked():
+        if source == "official":
+            official.configure_official(config)
+        elif source == "dit":
+            torch_dit.configure_dit(config)
+        else:
+            torch_dit.configure_sit(config)
+    if source == "official":
+        step, online, average = official.read_official(weights)
+        require(weights, config, official.official_facts(weights, online))
+        model = Experiment.from_config(config, jax.devices()).model
+        params = official.official_params(weights, online, model)
+        return config, step, params, official.official_params(weights, average, model)
+    tensors = read_torch_archive(weights)
+    require(weights, config, torch_dit.torch_dit_facts(weights, tensors))
+    model = Experiment.from_config(config, jax.devices()).model
+    params = torch_dit.torch_dit_params(weights, tensors, model, source)
+    # The files do not say how long they were trained.
+    return config, config.train.num_steps, params, params
+
+
+def convert(target: str, workdir: epath.Path, output: epath.Path) -> None:
+    """Writes a run's weights for others.
+
+    Raises:
+      UserError: there is no such run, or the output cannot be written.
+    """
+    values = flags.FLAGS
+    steps = command.integers("steps")
+    if target == "safetensors" and output.suffix != ".safetensors":
+        raise UserError(f"--output={output}: must end in .safetensors")
+    run = load_run(workdir, values.step, values.ema)
+    if target == "safetensors":
+        beside = write_tensors(output, run.params, card(run, values.ema))
+        say(f"{output} and {beside}: step {run.step}, average {values.ema}")
+    else:
+        write_artifact(output, run, values.ema, steps)
+        say(f"{output}: step {run.step}, average {values.ema}, {values.steps} steps")
+
+
+if __name__ == "__main__":
+    command.run(main, define_flags)

@@ -1,0 +1,62 @@
+"""One or several runs in one HTML file that needs nothing else.
+
+  python -m shortcut_tpu.report --workdir=runs/digits
+  python -m shortcut_tpu.report --workdir=runs/a --workdir=runs/b --output=a_and_b.html
+
+Distances over sampling steps and while training, sheets of samples, curves, environments, goodput
+where it was logged, and the configs, with the keys in which the runs differ. It reads the run's
+event files and writes nothing into it but report.html, where no --output is given.
+"""
+
+from collections.abc import Sequence
+
+from absl import flags
+from etils import epath
+
+from data_pipeline.errors import UserError
+from shortcut_tpu import checksums, command
+from shortcut_tpu import config as config_lib
+from shortcut_tpu.observability import environment
+from shortcut_tpu.observability.console import say
+from shortcut_tpu.observability.events import read_events
+from shortcut_tpu.observability.page import Summary, page
+
+
+def define_flags() -> None:
+    flags.DEFINE_multi_string("workdir", None, "Folder of a run; may be given several times.")
+    flags.DEFINE_string("output", None, "HTML file to write; report.html in the first workdir.")
+
+
+def names(workdirs: Sequence[epath.Path]) -> list[str]:
+    """Short names that tell the folders apart."""
+    for parts in range(1, 10):
+        short = ["/".join(path.parts[-parts:]) for path in workdirs]
+        if len(set(short)) == len(short):
+            return short
+    raise UserError(f"--workdir={workdirs[0]} is given twice")
+
+
+def main() -> None:
+    given = [epath.Path(path) for path in command.required("workdir", "the folder of a run")]
+    workdirs = [path.resolve() for path in given]
+    output = epath.Path(flags.FLAGS.output or workdirs[0] / "report.html")
+    runs = [
+        Summary(
+            name=name,
+            config=config_lib.restore(workdir),
+            step=max(checksums.finished(workdir / "checkpoints"), default=0),
+            record=read_events(workdir),
+            starts=environment.recorded(workdir),
+        )
+        for name, workdir in zip(names(workdirs), workdirs, strict=True)
+    ]
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(page(runs))
+    except OSError as error:
+        raise UserError(f"{output}: cannot be written: {error.strerror or error}") from None
+    say(f"report: {output}")
+
+
+if __name__ == "__main__":
+    command.run(main, define_flags)

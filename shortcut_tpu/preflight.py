@@ -30,9 +30,9 @@ from ml_collections import ConfigDict
 
 from data_pipeline.errors import UserError
 from data_pipeline.manifest import FILE_NAME as MANIFEST
-from data_pipeline.manifest import Manifest
+from data_pipeline.manifest import Manifest, pair_fields
 from shortcut_tpu import command
-from shortcut_tpu.experiment import Experiment
+from shortcut_tpu.experiment import Experiment, needs_pairs
 from shortcut_tpu.topologies import Topology
 
 GIB = 2**30
@@ -46,10 +46,12 @@ def define_flags() -> None:
 
 def batch_fields(config: ConfigDict) -> dict[str, tuple[Any, tuple[int, ...]]]:
     """Fields of the records: the manifest's if they are here, else the most that there can be."""
-    if (Path(config.data.path) / MANIFEST).is_file():
+    if not needs_pairs(config) and (Path(config.data.path) / MANIFEST).is_file():
         fields = Manifest.load(config.data.path).fields
         return {field.name: (jax.numpy.dtype(field.dtype), field.shape) for field in fields}
     latent = (config.data.image_size, config.data.image_size, config.data.channels)
+    if needs_pairs(config):
+        return {f.name: (jax.numpy.dtype(f.dtype), f.shape) for f in pair_fields(latent)}
     moments = ("mean", "std", "mean_flipped", "std_flipped")
     return {
         **{name: (jax.numpy.dtype("float16"), latent) for name in moments},

@@ -18,7 +18,7 @@ from PIL import Image
 from data_pipeline.errors import UserError
 from shortcut_tpu import command, distributed
 from shortcut_tpu.evaluation.generator import make_generator, unit_to_uint8
-from shortcut_tpu.loading import load_run
+from shortcut_tpu.loading import load_run, require_steps
 from shortcut_tpu.observability.console import say
 from shortcut_tpu.observability.sheets import sheet
 
@@ -58,6 +58,7 @@ def main() -> None:
     steps = command.integers("steps")
     distributed.initialize()
     run = load_run(workdir, values.step, values.ema)
+    steps = require_steps(run.experiment.objective, steps)
 
     wanted = parse_labels(values.labels, run.experiment.config.data.num_classes)
     labels = np.repeat(wanted, values.columns)
@@ -70,7 +71,7 @@ def main() -> None:
             Image.fromarray(page).save(output)
         except OSError as error:
             raise UserError(f"--output={output}: {error.strerror or error}") from None
-    say(f"{output}: step {run.step}, {len(labels)} samples at {values.steps} steps")
+    say(f"{output}: step {run.step}, {len(labels)} samples at {', '.join(map(str, steps))} steps")
 
 
 if __name__ == "__main__":

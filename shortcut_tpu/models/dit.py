@@ -10,15 +10,14 @@ Usage:
 """
 
 import dataclasses
-from typing import Any
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
 
 from shortcut_tpu.models.embeddings import ScalarEmbedder, level_of, sincos_2d
-
-Params = Any
+from shortcut_tpu.models.model import Model, Params
+from shortcut_tpu.models.patches import from_patches, to_patches
 
 REMAT_POLICIES = {
     "none": None,
@@ -202,13 +201,8 @@ class Network(nnx.Module):
     ) -> jax.Array:
         config = self.config
         dtype = jnp.dtype(config.dtype)
-        patch, side = config.patch_size, config.image_size // config.patch_size
-        batch = x.shape[0]
-
-        tokens = x.reshape(batch, side, patch, side, patch, config.channels)
-        tokens = tokens.transpose(0, 1, 3, 2, 4, 5).reshape(batch, side * side, -1)
-        h = self.patch_embed(tokens.astype(dtype))
-        h = (h + sincos_2d(config.width, side)).astype(dtype)
+        h = self.patch_embed(to_patches(x, config.patch_size).astype(dtype))
+        h = (h + sincos_2d(config.width, config.image_size // config.patch_size)).astype(dtype)
 
         step = d if config.smooth_times else level_of(d, config.finest_level) * config.level_scale
         condition = (
@@ -230,27 +224,14 @@ class Network(nnx.Module):
             layer = jax.checkpoint(layer, policy=REMAT_POLICIES[config.remat], prevent_cse=False)
         h, _ = jax.lax.scan(layer, h, stacked, unroll=config.unroll)
 
-        out = self.final(h, condition).astype(jnp.float32)
-        out = out.reshape(batch, side, side, patch, patch, -1)
-        return out.transpose(0, 1, 3, 2, 4, 5).reshape(*x.shape[:-1], -1)
+        return from_patches(self.final(h, condition).astype(jnp.float32), config.patch_size)
 
 
-class DiT:
+class DiT(Model):
     """A DiT as two pure functions, `init` and `apply`, over a nested dict of parameters."""
 
-    def __init__(self, config: DiTConfig):
-        self.config = config
-        network = nnx.eval_shape(lambda: Network(config, rngs=nnx.Rngs(0)))
-        self._graph, self._abstract = nnx.split(network)
-
-    @property
-    def null_label(self) -> int:
-        """The label that stands for "no label"."""
-        return self.config.num_classes
-
-    def init(self, key: jax.Array) -> Params:
-        """Fresh float32 parameters, the blocks' stacked on a leading layer axis."""
-        return nnx.to_pure_dict(nnx.state(Network(self.config, rngs=nnx.Rngs(key))))
+    Config = DiTConfig
+    Network = Network
 
     def apply(
         self,
@@ -274,9 +255,4 @@ class DiT:
         Returns:
           [B, H, W, C] float32, C times as many channels as there are heads.
         """
-        # Cast here, once, so that no layer of the scan converts its weights again.
-        dtype = jnp.dtype(self.config.dtype)
-        params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
-        state = jax.tree.map(lambda leaf: leaf, self._abstract)
-        nnx.replace_by_pure_dict(state, params)
-        return nnx.merge(self._graph, state)(x, t, d, labels, conditions)
+        return self.network(params)(x, t, d, labels, conditions)

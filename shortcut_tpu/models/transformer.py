@@ -15,23 +15,22 @@ from shortcut_tpu.models.dit import REMAT_POLICIES, layer_norm
 class Block(nnx.Module):
     """Attention and MLP, each on normed inputs; something may be added to queries, keys, values.
 
-    The norms have no scale and bias of their own: the products behind them have both. The products
-    that end a branch are zero at first, so that a block is the identity.
+    The norms have no scale and bias of their own: the products behind them have both.
     """
 
     def __init__(self, width: int, num_heads: int, mlp_ratio: float, *, rngs: nnx.Rngs):
         head_dim, hidden = width // num_heads, int(width * mlp_ratio)
-        xavier, zeros = nnx.initializers.xavier_uniform(), nnx.initializers.zeros_init()
+        xavier = nnx.initializers.xavier_uniform()
         # The three square matrices are initialised as themselves, not as one [D, 3D] matrix.
         xavier_qkv = nnx.initializers.variance_scaling(2.0, "fan_avg", "uniform")
         self.qkv = nnx.LinearGeneral(
             width, (3, num_heads, head_dim), kernel_init=xavier_qkv, rngs=rngs
         )
         self.attention_out = nnx.LinearGeneral(
-            (num_heads, head_dim), width, axis=(-2, -1), kernel_init=zeros, rngs=rngs
+            (num_heads, head_dim), width, axis=(-2, -1), kernel_init=xavier, rngs=rngs
         )
         self.mlp_in = nnx.Linear(width, hidden, kernel_init=xavier, rngs=rngs)
-        self.mlp_out = nnx.Linear(hidden, width, kernel_init=zeros, rngs=rngs)
+        self.mlp_out = nnx.Linear(hidden, width, kernel_init=xavier, rngs=rngs)
 
     def __call__(self, h: jax.Array, extra: jax.Array | None = None) -> jax.Array:
         """h [B, N, D] and, to be added, [B, N or 1, 3, heads, D / heads] -> [B, N, D]."""
@@ -40,7 +39,7 @@ class Block(nnx.Module):
             qkv = qkv + extra
         query, key, value = jnp.unstack(qkv, axis=2)
         h = h + self.attention_out(jax.nn.dot_product_attention(query, key, value))
-        return h + self.mlp_out(nnx.gelu(self.mlp_in(layer_norm(h))))
+        return h + self.mlp_out(nnx.gelu(self.mlp_in(layer_norm(h)), approximate=False))
 
 
 def stacked_blocks(

@@ -37,6 +37,9 @@ def get_config() -> ConfigDict:
     config.data.stage = ""
     # What encode_latents reads to make them, KIND:PATH; a rehearsal makes missing records from it.
     config.data.source = ""
+    # Folder of a teacher's noises and samples, made by `python -m shortcut_tpu.generate_pairs`, for
+    # objectives that train on them. Distances are to the records of `path` all the same.
+    config.data.pairs = ""
     # Shape of a latent, [side, side, channels]; the records must agree.
     config.data.image_size = 32
     config.data.channels = 4
@@ -64,6 +67,18 @@ def get_config() -> ConfigDict:
     # Layers compiled out of line in each turn of the scan over layers: more compile time, fewer
     # copies; it pays for shallow networks.
     config.model.unroll = 1
+    # The objective decides on the network; one that is no DiT has shapes of its own.
+    config.model.equilibrium = ConfigDict()
+    # Blocks that work on the noise once (they stand in for `depth`), blocks that are iterated, with
+    # the same weights in each iteration, the width of their MLP over `width`, and how often.
+    config.model.equilibrium.injection_depth = 6
+    config.model.equilibrium.equilibrium_depth = 3
+    config.model.equilibrium.equilibrium_mlp_ratio = 8.0
+    config.model.equilibrium.iterations = 6
+    config.model.koopman = ConfigDict()
+    # Numbers that a patch is encoded into; the operator is a full matrix over those of all patches.
+    # `depth` counts for each of the two encoders and the decoder.
+    config.model.koopman.code_channels = 8
 
     config.objective = ConfigDict()
     # Which of the objectives below trains; each has its own keys, explained in its file.
@@ -136,6 +151,13 @@ def get_config() -> ConfigDict:
     config.evaluation.protocol = "fd_pixel"
     # Classifier-free guidance while sampling; 1 for none.
     config.evaluation.guidance = 1.0
+
+    config.comparison = ConfigDict()
+    # `compare` trains each method for so many steps, its teacher's included; 0 for train.num_steps.
+    config.comparison.num_steps = 0
+    # Pairs that a teacher makes for the methods that train on them, and its steps for one.
+    config.comparison.num_pairs = 50_000
+    config.comparison.pair_steps = 32
     return config
 
 
@@ -209,6 +231,20 @@ def get_objectives() -> ConfigDict:
                 "clip": 4.0,
                 "target_ema": "target",
                 "sigma_min": 1e-5,
+            },
+            "reflow": {},
+            # Of the method `get`; a key of that name would hide a method of ConfigDict.
+            "equilibrium": {
+                # The weight of an iterate in the loss over that of the next one.
+                "iterate_decay": 0.8,
+            },
+            "koopman": {
+                # Standard deviation of what is added to the codes while training.
+                "latent_noise": 0.4,
+                # Of the distance of codes, the reconstruction of data, and that from noise.
+                "latent_weight": 1.0,
+                "reconstruction_weight": 1.0,
+                "push_weight": 1.0,
             },
             "meanflow": {
                 # Rows with an interval of positive length.

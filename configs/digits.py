@@ -45,6 +45,13 @@ def get_config():
     config.optimizer.weight_decay = 0.01
 
     config.train.num_steps = 2_000
+    # Sixteen methods in an hour on two cores.
+    config.comparison.num_steps = 800
+    config.comparison.num_pairs = 20_000
+    # Two blocks on the noise and six turns of one cost about what two DiTs of this depth do.
+    config.model.equilibrium.update({"injection_depth": 2, "equilibrium_depth": 1})
+    config.model.equilibrium.equilibrium_mlp_ratio = 4.0
+    config.model.koopman.code_channels = 32
     config.checkpoint.every_steps = 500
     config.evaluation.every_steps = 1_000
     config.evaluation.steps = (1, 4, 32)

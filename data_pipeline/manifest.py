@@ -51,11 +51,13 @@ class Manifest:
         fields: the fields of a record, in the order of their bytes. `mean` [H, W, C] float16;
             `std` [H, W, C] float16 unless the autoencoder is deterministic; `mean_flipped` and
             `std_flipped`, the latents of the mirrored image, where preprocessing["flips"]; and
-            `label`, an int32 scalar.
+            `label`, an int32 scalar. Records of pairs have `noise` [H, W, C] float16 too, what a
+            model made the latent `mean` from.
         shards: the files, in the order of the record indices.
         autoencoder: name, digest, scale, deterministic, latent_shape and image_shape. Stored
             latents are not scaled: the model sees mean * scale.
-        preprocessing: the source, its digest, and whether flips are kept.
+        preprocessing: the source, its digest, and whether flips are kept; of pairs the source is
+            "pairs", the digest is of the model that made them, and what it was told stands beside.
         class_names: the name of every label, by label.
         num_records: how many records the shards hold together.
         format_version: the version of this format; a reader refuses those it does not know.
@@ -85,6 +87,11 @@ class Manifest:
     def latent_shape(self) -> tuple[int, ...]:
         """The shape [H, W, C] of one latent."""
         return tuple(self.autoencoder["latent_shape"])
+
+    @property
+    def holds_pairs(self) -> bool:
+        """Whether the records are a model's samples, each with the noise it was made from."""
+        return any(field.name == "noise" for field in self.fields)
 
     def require_autoencoder(self, name: str, digest: str) -> None:
         """Raises a UserError unless this autoencoder, with these weights, made the latents."""
@@ -160,11 +167,27 @@ class Manifest:
             raise ValueError(f"a record needs the fields mean and label, these are {dtype}")
         if dtype["mean"].shape != self.latent_shape:
             raise ValueError(f"the field mean is not of latent_shape {list(self.latent_shape)}")
+        if self.holds_pairs and dtype["noise"].shape != self.latent_shape:
+            raise ValueError(f"the field noise is not of latent_shape {list(self.latent_shape)}")
         total = sum(shard.num_records for shard in self.shards)
         if total != self.num_records or total < 1:
             raise ValueError(f"the shards hold {total} records, num_records is {self.num_records}")
         if not math.isfinite(self.autoencoder["scale"]):
             raise ValueError(f"the autoencoder's scale is {self.autoencoder['scale']}")
+
+
+def pair_fields(latent_shape: tuple[int, ...]) -> tuple[Field, ...]:
+    """The fields of records of pairs.
+
+    Noise in float16 is as good as in float32: its steps are 2^-11 of a value, below what networks
+    round their input to in bfloat16, 2^-8, and no normal draw comes near the largest, 65504. What
+    counts is that a pair belongs together, so a teacher must start from the noise as it is stored.
+    """
+    return (
+        Field("noise", "float16", latent_shape),
+        Field("mean", "float16", latent_shape),
+        Field("label", "int32", ()),
+    )
 
 
 def write_json(path: Path, content: Any) -> None:

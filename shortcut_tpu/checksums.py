@@ -81,6 +81,15 @@ def find_problem(folder: epath.Path, step: int) -> str | None:
     return problems[0] if problems else None
 
 
+def digest(folder: epath.Path, step: int) -> str:
+    """Tells a finished checkpoint from any other by its content: a SHA-256, in hexadecimal.
+
+    Raises:
+      OSError: it was not finished.
+    """
+    return hashlib.sha256(_checksums_of(folder, step).read_bytes()).hexdigest()
+
+
 def set_aside(folder: epath.Path, step: int) -> epath.Path:
     """Moves what there is of a checkpoint to where no run looks for one; returns the place."""
     damaged = folder.parent / _DAMAGED

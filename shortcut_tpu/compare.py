@@ -3,11 +3,12 @@
   python -m shortcut_tpu.compare --config=digits --methods=all
   python -m shortcut_tpu.compare --config=digits --methods=shortcut,meanflow --seeds=3
 
-The records, the network, the batch, the optimizer and the number of training steps are the
-config's for every method; only `objective.name` and the seed differ. A method that distills a
-teacher spends half of its steps on training one by flow matching. Called again with the same
-workdir the comparison goes on where it stopped: a method that was scored is not trained again. One
-that diverges is reported and does not stop the others.
+The records, the batch, the optimizer, the number of training steps and, but for the two methods
+that bring their own, the network are the config's for every method; only `objective.name` and the
+seed differ. A method that distills a teacher spends half of its steps on training one by flow
+matching; all share that teacher, and the pairs that it makes for those that train on pairs. Called
+again with the same workdir the comparison goes on where it stopped: a method that was scored is not
+trained again. One that diverges is reported and does not stop the others.
 """
 
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ import dataclasses
 import functools
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -26,12 +28,14 @@ from PIL import Image
 
 from data_pipeline.autoencoders import load_autoencoder
 from data_pipeline.errors import UserError
-from data_pipeline.manifest import Manifest
-from shortcut_tpu import claims, command, distributed
+from data_pipeline.manifest import Manifest, pair_fields
+from shortcut_tpu import claims, command, distributed, generate_pairs
 from shortcut_tpu.evaluation.evaluator import make_evaluator
 from shortcut_tpu.evaluation.generator import make_generator
 from shortcut_tpu.experiment import Experiment
 from shortcut_tpu.flops import count_flops
+from shortcut_tpu.loading import load_run
+from shortcut_tpu.models import NETWORKS
 from shortcut_tpu.objectives import OBJECTIVES
 from shortcut_tpu.observability.console import say
 from shortcut_tpu.observability.sheets import methods_figure
@@ -48,7 +52,8 @@ class Row:
 
     Attributes:
       runs: by seed, the distance at each number of steps, None where the method diverged.
-      cost: operations of all training steps, relative to flow matching.
+      cost: operations of all training steps, a teacher's and those of its pairs included, relative
+        to flow matching.
       phases: trainings that follow each other.
     """
 
@@ -85,49 +90,128 @@ class Row:
         }
 
 
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """One of the trainings that make up a method's run.
+
+    Attributes:
+      config: what `train` runs.
+      workdir: where.
+    """
+
+    config: ConfigDict
+    workdir: epath.Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a method with one seed takes.
+
+    Attributes:
+      trainings: in their order; the last one's model is scored.
+      pairs: what the first one's model makes for the last one; None where it needs none.
+    """
+
+    trainings: Sequence[Training]
+    pairs: generate_pairs.Asked | None = None
+
+    @property
+    def scored(self) -> Training:
+        return self.trainings[-1]
+
+    def run(self) -> Any:
+        """Trains what is not trained yet; returns the evaluation average of the last training.
+
+        Raises:
+          UserError: as `train` and `generate_pairs` do, or it was asked to end.
+          Diverged: a training did.
+        """
+        for training in self.trainings:
+            config = training.config
+            if training is self.scored and self.pairs is not None:
+                self._make_pairs()
+            state = train(config, training.workdir)
+            if int(state.step) < config.train.num_steps:
+                raise UserError(f"asked to end at step {int(state.step)}; start again to go on")
+        return state.emas["evaluation"]
+
+    def _make_pairs(self) -> None:
+        assert self.pairs is not None
+        teacher = self.trainings[0].workdir
+        output = Path(self.scored.config.data.pairs)
+        generate_pairs.generate(teacher, load_run(teacher), output, self.pairs)
+
+    def flops(self) -> int:
+        """Operations in the matrix products of all trainings, and of making the pairs."""
+        flops = sum(training_flops(training.config) for training in self.trainings)
+        if self.pairs is not None:
+            flops += generate_pairs.flops(self.trainings[0].config, self.pairs)
+        return flops
+
+
 def method_config(config: ConfigDict, name: str, seed: int) -> ConfigDict:
-    """The config of one method's run."""
+    """The config of one method's run, without what belongs to others.
+
+    So a run does not become another where the hyperparameters of another method change.
+    """
     config = config.copy_and_resolve_references()
+    objective = OBJECTIVES[name]
+    own = config.objective[objective.group]
     with config.unlocked():
-        config.objective.name = name
+        config.objective = ConfigDict({"name": name, objective.group: own})
+        for network in {*NETWORKS} & {*config.model} - {objective.network}:
+            del config.model[network]
         config.seed = seed
+        config.train.num_steps = config.comparison.num_steps or config.train.num_steps
+        del config.comparison
         # Scored here, once, at the steps of the table.
         config.evaluation.every_steps = 0
     return config
 
 
-def phases(
-    config: ConfigDict, name: str, seed: int, workdir: epath.Path
-) -> list[tuple[ConfigDict, epath.Path]]:
-    """The configs and folders of a method's trainings, in their order."""
+def plan(config: ConfigDict, name: str, seed: int, workdir: epath.Path) -> Plan:
+    """A method's trainings, in folders of the workdir of the whole comparison."""
     run = method_config(config, name, seed)
-    if not OBJECTIVES[name].needs_teacher:
-        return [(run, workdir)]
+    objective, folder = OBJECTIVES[name], workdir / name / f"seed_{seed}"
+    if not (objective.needs_teacher or objective.needs_pairs):
+        return Plan([Training(run, folder)])
     teacher = method_config(config, _REFERENCE, seed)
+    home = workdir / "teacher" / f"seed_{seed}"
+    num_steps = run.train.num_steps
     with teacher.unlocked(), run.unlocked():
-        teacher.train.num_steps = config.train.num_steps // 2
-        run.train.num_steps = config.train.num_steps - teacher.train.num_steps
-        run.teacher.workdir = str(workdir / "teacher")
-    return [(teacher, workdir / "teacher"), (run, workdir)]
+        teacher.train.num_steps = num_steps // 2
+        run.train.num_steps = num_steps - num_steps // 2
+        # The pairs' manifest names the checkpoint, so there must be one.
+        teacher.checkpoint.every_steps = num_steps // 2
+        if objective.needs_teacher:
+            run.teacher.workdir = str(home)
+        if objective.needs_pairs:
+            run.data.pairs = str(workdir / "pairs" / f"seed_{seed}")
+    pairs = None
+    if objective.needs_pairs:
+        made = config.comparison
+        pairs = generate_pairs.Asked(num_pairs=made.num_pairs, steps=made.pair_steps)
+    return Plan([Training(teacher, home), Training(run, folder)], pairs)
 
 
 def training_flops(config: ConfigDict) -> int:
     """Operations in the matrix products of a whole training."""
     experiment = Experiment.from_config(config, jax.devices())
-    fields = Manifest.load(config.data.path).fields
+    data = Manifest.load(config.data.path)
+    fields = data.fields
+    if experiment.objective.needs_pairs:
+        fields = pair_fields(data.latent_shape)
     batch = experiment.abstract_batch({f.name: (np.dtype(f.dtype), f.shape) for f in fields})
     step = count_flops(experiment.train_step, experiment.abstract_state, batch)
     return step * config.train.num_steps
 
 
-def score(
-    trainings: Sequence[tuple[ConfigDict, epath.Path]], steps: Sequence[int]
-) -> dict[int, float] | None:
+def score(plan: Plan, steps: Sequence[int]) -> dict[int, float] | None:
     """Trains and scores one method with one seed, unless that was done before.
 
     Args:
-      trainings: from `phases`; the last one's model is scored.
-      steps: numbers of sampling steps.
+      plan: from `plan`.
+      steps: numbers of sampling steps; those that the method cannot do are left out.
 
     Returns:
       The distance at each number of steps; None where the method diverged.
@@ -135,7 +219,7 @@ def score(
     Raises:
       UserError: the config cannot be run, the workdir holds another run, or it was asked to end.
     """
-    config, workdir = trainings[-1]
+    config, workdir = plan.scored.config, plan.scored.workdir
     scores = workdir / _SCORES
     asked = {"config": json.loads(json.dumps(config.to_dict())), "steps": list(steps)}
     if scores.exists():
@@ -145,15 +229,15 @@ def score(
         distances = found["distances"]
         return distances and {int(n): distance for n, distance in distances.items()}
     try:
-        for phase, folder in trainings:
-            state = train(phase, folder)
-            if int(state.step) < phase.train.num_steps:
-                raise UserError(f"asked to end at step {int(state.step)}; start again to go on")
-        distances = _distances(config, state.emas["evaluation"], steps)
+        params = plan.run()
+        distances = _distances(
+            config, params, OBJECTIVES[config.objective.name]().step_counts(steps)
+        )
     except (Diverged, np.linalg.LinAlgError) as error:
         say(f"{config.objective.name}, seed {config.seed}, diverged: {error}")
         distances = None
     if jax.process_index() == 0:
+        workdir.mkdir(parents=True, exist_ok=True)
         scores.write_text(json.dumps(asked | {"distances": distances}, indent=2) + "\n")
     jax.clear_caches()
     return distances
@@ -185,7 +269,8 @@ def table(metric: str, steps: Sequence[int], rows: Sequence[Row]) -> list[str]:
         cells = []
         for n in steps:
             if n not in row.distances:
-                cells.append("diverged")
+                # A method that makes its samples in one step has no others.
+                cells.append("-" if row.distances else "diverged")
                 continue
             mean, std = row.distances[n]
             cells.append(f"{mean:.3g} ± {std:.2g}" if spread else f"{mean:.3g}")
@@ -230,12 +315,12 @@ def main() -> None:
     reference = training_flops(method_config(config, _REFERENCE, config.seed))
     rows = []
     for name in names:
-        runs = []
-        for seed in range(config.seed, config.seed + flags.FLAGS.seeds):
-            trainings = phases(config, name, seed, workdir / name / f"seed_{seed}")
-            runs.append(score(trainings, steps))
-        cost = sum(training_flops(phase) for phase, _ in trainings) / reference
-        rows.append(Row(name, runs, cost, len(trainings)))
+        plans = [
+            plan(config, name, seed, workdir)
+            for seed in range(config.seed, config.seed + flags.FLAGS.seeds)
+        ]
+        runs = [score(each, steps) for each in plans]
+        rows.append(Row(name, runs, plans[0].flops() / reference, len(plans[0].trainings)))
         say(*table(config.evaluation.protocol, steps, rows))
 
     means = {row.name: {n: mean for n, (mean, _) in row.distances.items()} for row in rows}
@@ -249,7 +334,7 @@ def main() -> None:
         command.write_json(
             {
                 "metric": config.evaluation.protocol,
-                "training_steps": config.train.num_steps,
+                "training_steps": config.comparison.num_steps or config.train.num_steps,
                 "num_samples": config.evaluation.num_samples,
                 "methods": {row.name: row.to_json() for row in rows},
             }

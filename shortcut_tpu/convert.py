@@ -27,7 +27,7 @@ from shortcut_tpu.conversion.runs import make_run
 from shortcut_tpu.conversion.tensors import card, read_tensors, write_tensors
 from shortcut_tpu.experiment import Experiment
 from shortcut_tpu.loading import load_run
-from shortcut_tpu.models import Params
+from shortcut_tpu.models import DiT, Params
 from shortcut_tpu.observability.console import say
 
 SOURCES = ("official", "dit", "sit", "safetensors")
@@ -82,15 +82,27 @@ def read(source: str, weights: epath.Path) -> tuple[ConfigDict, int, Params, Par
     if source == "official":
         step, online, average = official.read_official(weights)
         require(weights, config, official.official_facts(weights, online))
-        model = Experiment.from_config(config, jax.devices()).model
+        model = dit_of(config)
         params = official.official_params(weights, online, model)
         return config, step, params, official.official_params(weights, average, model)
     tensors = read_torch_archive(weights)
     require(weights, config, torch_dit.torch_dit_facts(weights, tensors))
-    model = Experiment.from_config(config, jax.devices()).model
+    model = dit_of(config)
     params = torch_dit.torch_dit_params(weights, tensors, model, source)
     # The files do not say how long they were trained.
     return config, config.train.num_steps, params, params
+
+
+def dit_of(config: ConfigDict) -> DiT:
+    """The network of a config that trains a DiT.
+
+    Raises:
+      UserError: its objective has a network of another kind.
+    """
+    model = Experiment.from_config(config, jax.devices()).model
+    if not isinstance(model, DiT):
+        raise UserError(f"{config.objective.name} does not train a DiT, which these weights are of")
+    return model
 
 
 def convert(target: str, workdir: epath.Path, output: epath.Path) -> None:

@@ -15,7 +15,7 @@ from data_pipeline.progress import progress_bar
 from shortcut_tpu import command, distributed
 from shortcut_tpu.evaluation.evaluator import make_evaluator, table
 from shortcut_tpu.evaluation.generator import make_generator
-from shortcut_tpu.loading import load_run
+from shortcut_tpu.loading import load_run, require_steps
 from shortcut_tpu.observability.console import say
 
 
@@ -35,6 +35,7 @@ def main() -> None:
     steps = command.integers("steps")
     distributed.initialize()
     run = load_run(workdir, values.step, values.ema)
+    steps = require_steps(run.experiment.objective, steps)
 
     evaluation = run.experiment.config.evaluation
     evaluator = make_evaluator(

@@ -22,7 +22,7 @@ import optax
 from data_pipeline.errors import UserError
 from shortcut_tpu import partitioning
 from shortcut_tpu.command import checked
-from shortcut_tpu.models import DiT, DiTConfig
+from shortcut_tpu.models import Model, make_model
 from shortcut_tpu.models.placement import placed
 from shortcut_tpu.objectives import Objective, make_objective
 from shortcut_tpu.objectives.base import TEACHER
@@ -31,6 +31,32 @@ from shortcut_tpu.train_step import make_train_step
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+def needs_pairs(config: ConfigDict) -> bool:
+    """Whether a config trains on `data.pairs`.
+
+    Raises:
+      UserError: it names no objective.
+    """
+    return checked(make_objective, config.objective.to_dict()).needs_pairs
+
+
+def records_of(config: ConfigDict) -> str:
+    """The folder of records that a config trains on.
+
+    Raises:
+      UserError: its objective needs pairs and none are named.
+    """
+    if not needs_pairs(config):
+        return config.data.path
+    if not config.data.pairs:
+        raise UserError(
+            f"{config.objective.name} trains on pairs: make them with `python -m "
+            "shortcut_tpu.generate_pairs --workdir=TEACHER --output=DIR` and give "
+            "--config.data.pairs=DIR"
+        )
+    return config.data.pairs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +68,7 @@ class Experiment:
     """
 
     config: ConfigDict
-    model: DiT
+    model: Model
     objective: Objective
     optimizer: optax.GradientTransformation
     mesh: Mesh
@@ -61,17 +87,16 @@ class Experiment:
         for name in (*objective.ema_names, "evaluation"):
             if name not in config.emas:
                 raise UserError(f"the run needs an average of the weights named emas.{name}")
-        model = DiT(
-            checked(
-                DiTConfig,
-                image_size=config.data.image_size,
-                channels=config.data.channels,
-                num_classes=config.data.num_classes,
-                conditions=objective.conditions,
-                heads=objective.heads,
-                smooth_times=objective.smooth_times,
-                **config.model,
-            )
+        model = checked(
+            make_model,
+            objective.network,
+            config.model.to_dict(),
+            image_size=config.data.image_size,
+            channels=config.data.channels,
+            num_classes=config.data.num_classes,
+            conditions=objective.conditions,
+            heads=objective.heads,
+            smooth_times=objective.smooth_times,
         )
         shape = partitioning.choose_shape(
             config.mesh,

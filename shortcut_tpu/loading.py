@@ -5,6 +5,7 @@ Usage:
   images = make_generator(run.experiment, run.autoencoder)(run.params, ...)
 """
 
+from collections.abc import Sequence
 import dataclasses
 from typing import Any
 
@@ -17,6 +18,8 @@ from data_pipeline.errors import UserError
 from shortcut_tpu import config as config_lib
 from shortcut_tpu.checkpoints import Checkpoints
 from shortcut_tpu.experiment import Experiment
+from shortcut_tpu.objectives import Objective
+from shortcut_tpu.observability.console import say
 from shortcut_tpu.train_state import TrainState
 
 
@@ -26,12 +29,14 @@ class Run:
 
     Attributes:
       step: the checkpoint's step.
-      params: the average that was asked for, laid over this machine's devices.
+      ema: the average that was asked for.
+      params: its weights, laid over this machine's devices.
     """
 
     experiment: Experiment
     autoencoder: Autoencoder
     step: int
+    ema: str
     params: Any
 
 
@@ -54,7 +59,21 @@ def load_run(workdir: epath.Path, step: int | None = None, ema: str = "evaluatio
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         part = {"emas": {ema: experiment.abstract_state.emas[ema]}}
         found, restored = checkpoints.restore_part(part, step)
-    return Run(experiment, autoencoder, found, restored["emas"][ema])
+    return Run(experiment, autoencoder, found, ema, restored["emas"][ema])
+
+
+def require_steps(objective: Objective, asked: Sequence[int]) -> tuple[int, ...]:
+    """Those of the numbers of sampling steps that a method can do; says which it cannot.
+
+    Raises:
+      UserError: it can do none of them.
+    """
+    steps = objective.step_counts(asked)
+    if not steps:
+        raise UserError(f"{objective.name} makes samples in one step only: --steps=1")
+    if len(steps) < len(asked):
+        say(f"{objective.name} makes samples in one step only; the other --steps are left out")
+    return steps
 
 
 def initial_state(experiment: Experiment) -> TrainState:

@@ -24,7 +24,7 @@ from shortcut_tpu import command, distributed
 from shortcut_tpu.evaluation.generator import Generator, make_generator, unit_to_uint8
 from shortcut_tpu.evaluation.interpolation import InterpolatingGenerator
 from shortcut_tpu.labels import parse_labels
-from shortcut_tpu.loading import load_run
+from shortcut_tpu.loading import load_run, require_steps
 from shortcut_tpu.observability.console import say
 from shortcut_tpu.observability.sheets import sheet
 
@@ -61,6 +61,7 @@ def main() -> None:
         raise UserError("--interpolate needs --columns=2 or more")
     distributed.initialize()
     run = load_run(workdir, values.step, values.ema)
+    steps = require_steps(run.experiment.objective, steps)
 
     config = run.experiment.config
     seed = config.seed if values.seed is None else values.seed
@@ -93,7 +94,7 @@ def main() -> None:
             output.write_bytes(content)
         except OSError as error:
             raise UserError(f"--output={output}: {error.strerror or error}") from None
-    say(f"{output}: step {run.step}, {len(labels)} samples at {values.steps} steps")
+    say(f"{output}: step {run.step}, {len(labels)} samples at {', '.join(map(str, steps))} steps")
 
 
 def png(images: np.ndarray, columns: int) -> bytes:

@@ -24,7 +24,7 @@ from shortcut_tpu import config as config_lib
 from shortcut_tpu import workdir as workdir_lib
 from shortcut_tpu.checkpoints import Checkpoints, still_waiting
 from shortcut_tpu.evaluation.periodic import PeriodicEvaluation
-from shortcut_tpu.experiment import Experiment
+from shortcut_tpu.experiment import Experiment, needs_pairs, records_of
 from shortcut_tpu.loading import initial_state
 from shortcut_tpu.observability import environment
 from shortcut_tpu.observability.console import duration, progress_line, say
@@ -61,11 +61,11 @@ def _train(
     num_steps = config.train.num_steps
 
     # ---------------------------------------------------------------- data
-    records = staging.local(config.data.path, config.data.stage)
+    records = staging.local(records_of(config), config.data.stage)
     manifest = Manifest.load(records)
     autoencoder = load_autoencoder(config.data.autoencoder)
     manifest.require_autoencoder(autoencoder.name, autoencoder.digest)
-    check_data(config, manifest)
+    check_data(config, records_of(config), manifest)
 
     # ---------------------------------------------------------------- model, objective, mesh
     experiment = Experiment.from_config(config, jax.devices(), autoencoder.scale)
@@ -174,18 +174,21 @@ def due(step: int, every_steps: int, num_steps: int) -> bool:
     return every_steps > 0 and step > 0 and (step % every_steps == 0 or step == num_steps)
 
 
-def check_data(config: ConfigDict, manifest: Manifest) -> None:
+def check_data(config: ConfigDict, records: str, manifest: Manifest) -> None:
     """Raises a UserError where the records are not what the config says."""
     data = config.data
+    if manifest.holds_pairs != needs_pairs(config):
+        held = "pairs, which data.path may not" if manifest.holds_pairs else "no pairs"
+        raise UserError(f"{records} holds {held}; data.pairs is for those")
     shape = (data.image_size, data.image_size, data.channels)
     if manifest.latent_shape != shape:
         raise UserError(
-            f"{data.path} holds latents of shape {manifest.latent_shape}, the config's data says "
+            f"{records} holds latents of shape {manifest.latent_shape}, the config's data says "
             f"{shape}"
         )
     if manifest.num_classes != data.num_classes:
         raise UserError(
-            f"{data.path} holds {manifest.num_classes} classes, config.data.num_classes is "
+            f"{records} holds {manifest.num_classes} classes, config.data.num_classes is "
             f"{data.num_classes}"
         )
 

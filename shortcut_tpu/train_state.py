@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 import optax
 
-from shortcut_tpu.models import DiT, Params
+from shortcut_tpu.models import Model, Params
 
 
 @jax.tree_util.register_dataclass
@@ -31,7 +31,7 @@ class TrainState:
 
     @classmethod
     def create(
-        cls, key: jax.Array, model: DiT, optimizer: optax.GradientTransformation, emas: Any
+        cls, key: jax.Array, model: Model, optimizer: optax.GradientTransformation, emas: Any
     ) -> "TrainState":
         """A fresh state; every average starts at the initial parameters."""
         params = model.init(key)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from shortcut_tpu.latents import sample_latents
-from shortcut_tpu.models import DiT
+from shortcut_tpu.models import Model
 from shortcut_tpu.objectives import Inputs, Metrics, Objective
 from shortcut_tpu.train_state import TrainState, update_emas
 
@@ -22,7 +22,7 @@ def step_key(seed: int, step: jax.Array) -> jax.Array:
 
 
 def make_train_step(
-    model: DiT,
+    model: Model,
     objective: Objective,
     optimizer: optax.GradientTransformation,
     ema_decays: Mapping[str, float],
@@ -44,6 +44,7 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         latent_key, objective_key = jax.random.split(step_key(seed, state.step))
         x1 = sample_latents(batch, latent_key, latent_scale)
+        x0 = batch["noise"].astype(jnp.float32) if "noise" in batch else None
 
         def loss_fn(params):
             return objective.loss(
@@ -58,6 +59,8 @@ def make_train_step(
                     step=state.step,
                     num_steps=num_steps,
                     row_shards=row_shards,
+                    x0=x0,
+                    model=model,
                 )
             )
 

@@ -8,10 +8,10 @@ Usage:
 from collections.abc import Iterable
 import dataclasses
 import math
+from pathlib import Path
 import time
 from typing import Any
 
-from etils import epath
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
@@ -20,7 +20,7 @@ from data_pipeline.autoencoders import load_autoencoder
 from data_pipeline.autoencoders.kl_config import KLConfig
 from data_pipeline.autoencoders.tiny import VARIANTS
 from data_pipeline.manifest import FILE_NAME as MANIFEST
-from data_pipeline.manifest import Manifest
+from data_pipeline.manifest import Manifest, pair_fields
 from shortcut_tpu import partitioning
 from shortcut_tpu.compiled.collectives import Collective, collectives
 from shortcut_tpu.compiled.cost import executed_flops, hbm_bytes
@@ -28,7 +28,7 @@ from shortcut_tpu.compiled.hlo import Program
 from shortcut_tpu.compiled.required import required_bytes
 from shortcut_tpu.compiled.roofline import Roofline
 from shortcut_tpu.evaluation.generator import make_generator
-from shortcut_tpu.experiment import Experiment
+from shortcut_tpu.experiment import Experiment, needs_pairs
 from shortcut_tpu.flops import count_flops, layer_passes
 from shortcut_tpu.topologies import Topology
 
@@ -37,10 +37,14 @@ PROGRAMS = ("train", "sample")
 
 def batch_fields(config: ConfigDict) -> dict[str, tuple[Any, tuple[int, ...]]]:
     """Fields of the records: the manifest's if they are here, else the most that there can be."""
-    if (epath.Path(config.data.path) / MANIFEST).is_file():
-        fields = Manifest.load(config.data.path).fields
-        return {field.name: (jnp.dtype(field.dtype), field.shape) for field in fields}
     latent = (config.data.image_size, config.data.image_size, config.data.channels)
+    fields = None
+    if needs_pairs(config):
+        fields = pair_fields(latent)
+    elif (Path(config.data.path) / MANIFEST).is_file():
+        fields = Manifest.load(config.data.path).fields
+    if fields is not None:
+        return {field.name: (jnp.dtype(field.dtype), field.shape) for field in fields}
     moments = ("mean", "std", "mean_flipped", "std_flipped")
     return {
         **{name: (jnp.dtype("float16"), latent) for name in moments},
@@ -50,7 +54,7 @@ def batch_fields(config: ConfigDict) -> dict[str, tuple[Any, tuple[int, ...]]]:
 
 def latent_scale(config: ConfigDict) -> float:
     """The constant that `train` scales latents by: the manifest's, else the autoencoder's usual."""
-    if (epath.Path(config.data.path) / MANIFEST).is_file():
+    if (Path(config.data.path) / MANIFEST).is_file():
         return float(Manifest.load(config.data.path).autoencoder["scale"])
     name = config.data.autoencoder.partition(":")[0]
     if name == "identity":

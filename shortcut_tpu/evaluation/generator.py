@@ -56,17 +56,27 @@ class Generator:
         self, params: Any, indices: jax.Array, labels: jax.Array, num_steps: int
     ) -> jax.Array:
         """x_1 [B, H, W, C] of some samples, as the model sees it; call it inside jit."""
+        return self.from_noise(params, self.noise(indices), indices, labels, num_steps)
+
+    def noise(self, indices: jax.Array) -> jax.Array:
+        """x_0 [B, H, W, C] of some samples."""
+        return sample_noise(self._seed, indices, self.experiment.latent_shape)
+
+    def from_noise(
+        self,
+        params: Any,
+        x0: jax.Array,
+        indices: jax.Array,
+        labels: jax.Array,
+        num_steps: int,
+    ) -> jax.Array:
+        """x_1 [B, H, W, C] from noises that are given; call it inside jit."""
         model = self.experiment.model
         velocity = samplers.guided(
             functools.partial(model.apply, params), self._guidance, model.null_label
         )
-        x0 = self.noise(indices)
         keys = sample_keys(self._seed, indices)
         return self.experiment.objective.sample(velocity, x0, labels, num_steps, keys)
-
-    def noise(self, indices: jax.Array) -> jax.Array:
-        """x_0 [B, H, W, C] that some samples start from."""
-        return sample_noise(self._seed, indices, self.experiment.latent_shape)
 
     @functools.cache  # noqa: B019  (a generator lives as long as its command)
     def program(self, num_steps: int, consume: ImageFn | None = None) -> Any:
@@ -125,7 +135,12 @@ def make_generator(
 
 def balanced_labels(num_samples: int, num_classes: int) -> np.ndarray:
     """[num_samples] int32: every class as often as any other, to within one."""
-    return (np.arange(num_samples) % num_classes).astype(np.int32)
+    return balanced_labels_of(np.arange(num_samples), num_classes)
+
+
+def balanced_labels_of(indices: np.ndarray, num_classes: int) -> np.ndarray:
+    """The labels [B] int32 of the samples with these indices [B]."""
+    return (indices % num_classes).astype(np.int32)
 
 
 def unit_to_uint8(images: np.ndarray) -> np.ndarray:

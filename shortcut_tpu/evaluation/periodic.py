@@ -64,7 +64,7 @@ class PeriodicEvaluation:
         metric = self._evaluator.metric
         labels = balanced_labels(4 * _SHEET_COLUMNS, config.data.num_classes)
         distances, images = {}, {}
-        for num_steps in config.evaluation.steps:
+        for num_steps in self._experiment.objective.step_counts(config.evaluation.steps):
             distances[num_steps] = self._evaluator.distance(params, num_steps, self._progress)
             samples = self._generator(params, range(len(labels)), labels, num_steps)
             page = sheets.sheet(unit_to_uint8(samples), _SHEET_COLUMNS)

@@ -1,5 +1,34 @@
-"""Networks that predict velocities: `apply(params, x, t, d, labels) -> v`."""
+"""The networks that objectives train, by name: `apply(params, x, t, d, labels)`.
 
-from shortcut_tpu.models.dit import DiT, DiTConfig, Params
+To add one: a file here with a class derived from `Model`, a line in `NETWORKS` and, where it has
+shapes of its own, a group of that name under `model` in `configs/common.py`.
+"""
 
-__all__ = ["DiT", "DiTConfig", "Params"]
+from collections.abc import Mapping
+from typing import Any
+
+from shortcut_tpu.models.dit import DiT, DiTConfig
+from shortcut_tpu.models.get import GET
+from shortcut_tpu.models.koopman import Koopman
+from shortcut_tpu.models.model import Model, Params
+
+NETWORKS: dict[str, type[Model]] = {"dit": DiT, "equilibrium": GET, "koopman": Koopman}
+
+
+def make_model(name: str, options: Mapping[str, Any], **shapes: Any) -> Model:
+    """The network of that name.
+
+    Args:
+      name: a key of `NETWORKS`.
+      options: `config.model`; of its groups only the one of that name counts.
+      shapes: what the data and the objective ask for.
+
+    Raises:
+      ValueError: an option is out of its range.
+    """
+    common = {key: value for key, value in options.items() if key not in NETWORKS}
+    network = NETWORKS[name]
+    return network(network.Config(**common, **options.get(name, {}), **shapes))
+
+
+__all__ = ["NETWORKS", "DiT", "DiTConfig", "Model", "Params", "make_model"]

@@ -10,22 +10,15 @@ Usage:
 """
 
 import dataclasses
-from typing import Any
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
 
 from shortcut_tpu.models.embeddings import ScalarEmbedder, level_of, sincos_2d
-from shortcut_tpu.models.placement import (
-    place_inputs,
-    place_output,
-    place_params,
-    place_rows,
-    place_weights,
-)
-
-Params = Any
+from shortcut_tpu.models.model import Model, Params
+from shortcut_tpu.models.patches import from_patches, to_patches
+from shortcut_tpu.models.placement import place_inputs, place_output, place_rows, place_weights
 
 REMAT_POLICIES = {
     "none": None,
@@ -209,14 +202,9 @@ class Network(nnx.Module):
     ) -> jax.Array:
         config = self.config
         dtype = jnp.dtype(config.dtype)
-        patch, side = config.patch_size, config.image_size // config.patch_size
-        batch = x.shape[0]
         x, t, d, labels, conditions = place_inputs((x, t, d, labels, conditions))
-
-        tokens = x.reshape(batch, side, patch, side, patch, config.channels)
-        tokens = tokens.transpose(0, 1, 3, 2, 4, 5).reshape(batch, side * side, -1)
-        h = self.patch_embed(tokens.astype(dtype))
-        h = (h + sincos_2d(config.width, side)).astype(dtype)
+        h = self.patch_embed(to_patches(x, config.patch_size).astype(dtype))
+        h = (h + sincos_2d(config.width, config.image_size // config.patch_size)).astype(dtype)
 
         step = d if config.smooth_times else level_of(d, config.finest_level) * config.level_scale
         condition = (
@@ -241,26 +229,14 @@ class Network(nnx.Module):
         h = place_rows(h)
 
         out = self.final(h, condition).astype(jnp.float32)
-        out = out.reshape(batch, side, side, patch, patch, -1)
-        return place_output(out.transpose(0, 1, 3, 2, 4, 5).reshape(*x.shape[:-1], -1))
+        return place_output(from_patches(out, config.patch_size))
 
 
-class DiT:
+class DiT(Model):
     """A DiT as two pure functions, `init` and `apply`, over a nested dict of parameters."""
 
-    def __init__(self, config: DiTConfig):
-        self.config = config
-        network = nnx.eval_shape(lambda: Network(config, rngs=nnx.Rngs(0)))
-        self._graph, self._abstract = nnx.split(network)
-
-    @property
-    def null_label(self) -> int:
-        """The label that stands for "no label"."""
-        return self.config.num_classes
-
-    def init(self, key: jax.Array) -> Params:
-        """Fresh float32 parameters, the blocks' stacked on a leading layer axis."""
-        return nnx.to_pure_dict(nnx.state(Network(self.config, rngs=nnx.Rngs(key))))
+    Config = DiTConfig
+    Network = Network
 
     def apply(
         self,
@@ -284,9 +260,4 @@ class DiT:
         Returns:
           [B, H, W, C] float32, C times as many channels as there are heads.
         """
-        # Cast here, once, so that no layer of the scan converts its weights again.
-        dtype = jnp.dtype(self.config.dtype)
-        params = place_params(jax.tree.map(lambda leaf: leaf.astype(dtype), params))
-        state = jax.tree.map(lambda leaf: leaf, self._abstract)
-        nnx.replace_by_pure_dict(state, params)
-        return nnx.merge(self._graph, state)(x, t, d, labels, conditions)
+        return self.network(params)(x, t, d, labels, conditions)

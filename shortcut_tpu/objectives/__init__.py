@@ -13,12 +13,15 @@ from shortcut_tpu.objectives.consistency_distillation import ConsistencyDistilla
 from shortcut_tpu.objectives.consistency_training import ConsistencyTraining
 from shortcut_tpu.objectives.diffusion import Diffusion
 from shortcut_tpu.objectives.flow_matching import FlowMatching
+from shortcut_tpu.objectives.get import GenerativeEquilibrium
 from shortcut_tpu.objectives.high_order import HighOrder
 from shortcut_tpu.objectives.improved_meanflow import ImprovedMeanFlow
 from shortcut_tpu.objectives.improved_shortcut import ImprovedShortcut
+from shortcut_tpu.objectives.koopman import KoopmanDistillation
 from shortcut_tpu.objectives.live_reflow import LiveReflow
 from shortcut_tpu.objectives.meanflow import MeanFlow
 from shortcut_tpu.objectives.progressive_distillation import ProgressiveDistillation
+from shortcut_tpu.objectives.reflow import Reflow
 from shortcut_tpu.objectives.shortcut import Shortcut
 from shortcut_tpu.objectives.split_meanflow import SplitMeanFlow
 
@@ -30,6 +33,9 @@ _ALL: tuple[type[Objective], ...] = (
     LiveReflow,
     ProgressiveDistillation,
     ConsistencyDistillation,
+    Reflow,
+    GenerativeEquilibrium,
+    KoopmanDistillation,
     MeanFlow,
     ImprovedMeanFlow,
     AlphaFlow,
@@ -41,7 +47,7 @@ OBJECTIVES: dict[str, type[Objective]] = {objective.name: objective for objectiv
 
 
 def make_objective(config: Mapping[str, Any]) -> Objective:
-    """The objective that `config.name` names, with the hyperparameters under that name.
+    """The objective that `config.name` names, with the hyperparameters in its group.
 
     Raises:
       ValueError: for an unknown name or a hyperparameter out of its range.
@@ -49,7 +55,8 @@ def make_objective(config: Mapping[str, Any]) -> Objective:
     name = config["name"]
     if name not in OBJECTIVES:
         raise ValueError(f"objective.name={name!r} is none of {', '.join(OBJECTIVES)}")
-    return OBJECTIVES[name](**config[name])
+    objective = OBJECTIVES[name]
+    return objective(**config[objective.group])
 
 
 __all__ = ["OBJECTIVES", "Inputs", "Metrics", "Objective", "make_objective"]

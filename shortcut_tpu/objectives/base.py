@@ -9,6 +9,7 @@ Usage:
   loss, metrics = objective.loss(inputs)
 """
 
+from collections.abc import Iterable
 import dataclasses
 from typing import Any, ClassVar, Protocol
 
@@ -52,6 +53,9 @@ class Inputs:
       emas: moving averages of the parameters by name, not differentiated; among them "teacher",
         whose weights rest, for objectives that need one.
       x1: [B, H, W, C] float32 latents, the whole global batch.
+      x0: [B, H, W, C] float32, the noises that a teacher made x1 from; only where the records are
+        pairs.
+      model: what `apply` belongs to, for objectives whose network has more parts than that.
       labels: [B] int32.
       null_label: the label that stands for none.
       key: the step's random key; the same on every host.
@@ -71,6 +75,8 @@ class Inputs:
     step: jax.Array
     num_steps: int
     row_shards: int = 1
+    x0: jax.Array | None = None
+    model: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,11 +85,15 @@ class Objective:
 
     Class attributes and properties:
       name: what configs call it.
+      group: where its hyperparameters stand in `config.objective`; under its name by default.
       conditions: scalars that the network is told beside t, d and the label; each, [B] in [0, 1],
         is handed to the network by its name.
       heads: how many velocities the network puts out, see `Velocity`.
+      network: which of `models.NETWORKS` it trains.
       needs_teacher: whether `emas` must hold a teacher, a trained model that the parameters start
         from.
+      needs_pairs: whether it trains on `data.pairs`, noises and what a teacher made of them.
+      one_step: whether it makes its samples in one step and in no more.
       smooth_times: whether the network must be smooth in t and d, for objectives that
         differentiate in them or take d from a continuum.
       row_stride: every device must hold a multiple of this many rows.
@@ -91,10 +101,17 @@ class Objective:
     """
 
     name: ClassVar[str]
+    group: ClassVar[str] = ""
     conditions: ClassVar[tuple[str, ...]] = ()
     heads: ClassVar[int] = 1
+    network: ClassVar[str] = "dit"
     needs_teacher: ClassVar[bool] = False
+    needs_pairs: ClassVar[bool] = False
+    one_step: ClassVar[bool] = False
     smooth_times: ClassVar[bool] = False
+
+    def __init_subclass__(cls) -> None:
+        cls.group = cls.__dict__.get("group") or cls.name
 
     @property
     def row_stride(self) -> int:
@@ -118,6 +135,10 @@ class Objective:
     ) -> dict[str, Params]:
         """The averages after the update of a step; another teacher may take the old one's place."""
         return emas
+
+    def step_counts(self, asked: Iterable[int]) -> tuple[int, ...]:
+        """Those of the numbers of sampling steps that it can make samples in."""
+        return tuple(n for n in asked if n == 1 or not self.one_step)
 
     def sample(
         self,
@@ -159,6 +180,12 @@ def path(x0: jax.Array, x1: jax.Array, t: jax.Array, sigma_min: float) -> jax.Ar
 def path_velocity(x0: jax.Array, x1: jax.Array, sigma_min: float) -> jax.Array:
     """Its derivative in t: x_1 - (1 - sigma_min) x_0."""
     return x1 - (1 - sigma_min) * x0
+
+
+def noises(inputs: Inputs) -> jax.Array:
+    """x_0 of the pairs."""
+    assert inputs.x0 is not None, "the records are no pairs"
+    return inputs.x0
 
 
 def frozen(inputs: Inputs, ema: str) -> Params:

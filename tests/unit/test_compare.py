@@ -14,13 +14,13 @@ import pytest
 from data_pipeline.autoencoders import load_autoencoder
 from data_pipeline.encode_latents import encode
 from data_pipeline.errors import UserError
+from data_pipeline.manifest import Manifest
 from data_pipeline.sources import open_source
 from shortcut_tpu import claims, compare
 from shortcut_tpu import config as config_lib
 from shortcut_tpu.experiment import Experiment
 from shortcut_tpu.flops import count_flops
-from shortcut_tpu.loading import initial_state
-from shortcut_tpu.train import train
+from shortcut_tpu.loading import initial_state, load_run
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +33,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> ConfigDict:
     config.batch_size = 32
     config.model.update({"width": 16, "depth": 1, "num_heads": 2, "patch_size": 4, "unroll": 1})
     config.train.num_steps = 2
+    config.comparison.update({"num_steps": 0, "num_pairs": 40, "pair_steps": 2})
     config.checkpoint.every_steps = 0
     config.evaluation.update({"num_samples": 20, "batch_size": 20})
     return config.lock()
@@ -73,45 +74,75 @@ def test_cost_of_shortcut(config: ConfigDict) -> None:
     assert flops["shortcut"] / flops["flow_matching"] == pytest.approx(3.5 / 3, rel=0.02)
 
 
+def single(config: ConfigDict, workdir: Path) -> compare.Plan:
+    """A method that is one training, in a folder of its own."""
+    return compare.Plan([compare.Training(config, epath.Path(workdir))])
+
+
 def test_score_is_kept(config: ConfigDict, tmp_path: Path, monkeypatch: Any) -> None:
-    """Trained and scored once; then read; refused for another config."""
-    run = compare.method_config(config, "meanflow", 3)
-    workdir = epath.Path(tmp_path / "run")
-    distances = compare.score([(run, workdir)], [1, 2])
+    """Trained and scored once; then read, whatever another method's keys; refused for a change."""
+    run = compare.plan(config, "meanflow", 3, epath.Path(tmp_path))
+    distances = compare.score(run, [1, 2])
     assert distances is not None
     assert set(distances) == {1, 2}
     assert all(distance > 0 for distance in distances.values())
     monkeypatch.setattr(compare, "train", None)
-    assert compare.score([(run, workdir)], [1, 2]) == distances
-    other = compare.method_config(config, "meanflow", 4)
+    assert compare.score(run, [1, 2]) == distances
+    changed = config.copy_and_resolve_references()
+    with changed.unlocked():
+        changed.objective.shortcut.clip = 3.0
+        changed.model.koopman.code_channels = 2
+    assert compare.score(compare.plan(changed, "meanflow", 3, epath.Path(tmp_path)), [1, 2])
+    with changed.unlocked():
+        changed.objective.meanflow.time_std = 2.0
     with pytest.raises(UserError, match="another config"):
-        compare.score([(other, workdir)], [1, 2])
+        compare.score(compare.plan(changed, "meanflow", 3, epath.Path(tmp_path)), [1, 2])
 
 
-def test_teacher_and_student_share_the_steps(config: ConfigDict, tmp_path: Path) -> None:
-    """Half of the steps train the teacher by flow matching; the student starts from its average."""
+def test_phases_of_reflow(config: ConfigDict, tmp_path: Path, capsys: Any) -> None:
+    """A teacher by flow matching in half of the steps, its pairs, a student from its average."""
     longer = config.copy_and_resolve_references()
     with longer.unlocked():
         longer.train.num_steps = 5
-    trainings = compare.phases(longer, "progressive_distillation", 0, epath.Path(tmp_path))
-    (teacher, folder), (student, workdir) = trainings
+    plan = compare.plan(longer, "reflow", 0, epath.Path(tmp_path))
+    teacher, student = (training.config for training in plan.trainings)
     assert (teacher.objective.name, teacher.train.num_steps) == ("flow_matching", 2)
-    assert (student.objective.name, student.train.num_steps) == ("progressive_distillation", 3)
-    with teacher.unlocked(), student.unlocked():
-        teacher.checkpoint.every_steps = student.checkpoint.every_steps = 1
+    assert (student.objective.name, student.train.num_steps) == ("reflow", 3)
     with pytest.raises(UserError, match="no such file"):
-        train(student, workdir)
+        initial_state(Experiment.from_config(student, jax.devices()))
 
-    taught = train(teacher, folder)
+    assert set(compare.score(plan, [1]) or {}) == {1}
+    taught = load_run(epath.Path(student.teacher.workdir))
     first = initial_state(Experiment.from_config(student, jax.devices()))
     for weights in (first.params, *first.emas.values()):
-        jax.tree.map(np.testing.assert_array_equal, weights, taught.emas["evaluation"])
+        jax.tree.map(np.testing.assert_array_equal, weights, taught.params)
     assert set(first.emas) == {"evaluation", "target", "teacher"}
-    assert set(compare.score(trainings, [1]) or {}) == {1}
+    pairs = Manifest.load(student.data.pairs)
+    assert (pairs.num_records, pairs.preprocessing["steps"]) == (40, 2)
+    # Others distill the same teacher and its same pairs.
+    for name, wants_pairs in (("koopman", True), ("progressive_distillation", False)):
+        other = compare.plan(longer, name, 0, epath.Path(tmp_path))
+        assert other.trainings[0] == plan.trainings[0]
+        assert (other.scored.config.data.pairs == student.data.pairs) == wants_pairs
+    training = sum(compare.training_flops(each.config) for each in plan.trainings)
+    # Two steps for each pair, a pass forward each.
+    x, rows = np.zeros((1, 8, 8, 1)), np.zeros(1)
+    step = count_flops(taught.experiment.model.apply, taught.params, x, rows, rows, np.array([0]))
+    assert plan.flops() - training == 40 * 2 * step
     with student.unlocked():
         student.teacher.workdir = ""
     with pytest.raises(UserError, match="needs a teacher"):
         initial_state(Experiment.from_config(student, jax.devices()))
+
+
+def test_a_one_step_method_is_scored_in_one_step(config: ConfigDict, tmp_path: Path) -> None:
+    """`get` leaves the other columns of its row empty."""
+    plan = compare.plan(config, "get", 0, epath.Path(tmp_path))
+    (tmp_path / "get" / "seed_0").mkdir(parents=True)
+    distances = compare.score(plan, [1, 4])
+    assert set(distances or {}) == {1}
+    row = compare.Row("get", [distances], 2.0, 2)
+    assert compare.table("fd_pixel", [1, 4], [row])[1].split()[2] == "-"
 
 
 def test_divergence_is_reported(config: ConfigDict, tmp_path: Path, capsys: Any) -> None:
@@ -119,11 +150,11 @@ def test_divergence_is_reported(config: ConfigDict, tmp_path: Path, capsys: Any)
     run = compare.method_config(config, "flow_matching", 0)
     with run.unlocked():
         run.optimizer.update({"learning_rate": 1e30, "warmup_steps": 0})
-    workdir = epath.Path(tmp_path / "run")
-    assert compare.score([(run, workdir)], [1]) is None
+    plan = single(run, tmp_path)
+    assert compare.score(plan, [1]) is None
     assert "diverged" in capsys.readouterr().out
-    assert json.loads((workdir / "distances.json").read_text())["distances"] is None
-    assert compare.score([(run, workdir)], [1]) is None
+    assert json.loads((tmp_path / "distances.json").read_text())["distances"] is None
+    assert compare.score(plan, [1]) is None
 
 
 def test_config_errors_are_not_divergence(config: ConfigDict, tmp_path: Path) -> None:
@@ -131,7 +162,7 @@ def test_config_errors_are_not_divergence(config: ConfigDict, tmp_path: Path) ->
     with run.unlocked():
         run.objective.shortcut.bootstrap_share = 0.3
     with pytest.raises(UserError, match="unit fraction"):
-        compare.score([(run, epath.Path(tmp_path))], [1])
+        compare.score(single(run, tmp_path), [1])
 
 
 def test_table_and_json() -> None:

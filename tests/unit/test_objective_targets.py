@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from shortcut_tpu.models import koopman as networks
 from shortcut_tpu.objectives import (
     OBJECTIVES,
     alpha_flow,
@@ -16,12 +17,15 @@ from shortcut_tpu.objectives import (
     consistency_distillation,
     consistency_training,
     diffusion,
+    get,
     high_order,
     improved_meanflow,
     improved_shortcut,
+    koopman,
     live_reflow,
     meanflow,
     progressive_distillation,
+    reflow,
     shortcut,
     split_meanflow,
 )
@@ -362,6 +366,97 @@ def test_live_reflow() -> None:
         v = 0.7 + slope * (exact - t * 0.7)
         exact = exact + (v + (1 - guidance) * 2.0) / 8
     assert_equal(ours, exact)
+
+
+def test_reflow() -> None:
+    """On the flow's own pairs the field m + (s - 1) x_0, x_0 from x_t, has no loss: d = 1, all t.
+
+    Another field has the mean square of what it is off by, row by row.
+    """
+    x0, _ = PROBLEM.pairs(ROWS)
+    x1 = PROBLEM.flow(x0, jnp.zeros(ROWS), jnp.ones(ROWS))
+    seen: list[np.ndarray] = []
+
+    def network(off: float) -> Any:
+        def field(
+            params: Any, x: jax.Array, t: jax.Array, d: jax.Array, labels: jax.Array
+        ) -> jax.Array:
+            assert (d == 1).all()
+            seen.append(np.asarray(t))
+            t = base.along_rows(t, x)
+            noise = (x - t * 0.7) / (1 - t + 0.4 * t)
+            return 0.7 + (0.4 - 1) * noise + off * t
+
+        return field
+
+    for off in (0.0, 2.0):
+        inputs = PROBLEM.inputs(x1, apply=network(off), x0=x0)
+        loss, metrics = reflow.Reflow().loss(inputs)
+        assert_equal(metrics["loss_reflow"], (off * seen[-1]) ** 2)
+        assert_equal(loss, np.mean((off * seen[-1]) ** 2))
+    assert (seen[0] >= 0).all() and (seen[0] < 1).all() and np.std(seen[0]) > 0.2
+
+
+def test_get() -> None:
+    """sum_k g^(n - k) mean |y^k - z_1| in numpy for n = 3; the sample is y^n."""
+    x0, x1 = PROBLEM.pairs(ROWS)
+    factors = (0.5, -1.0, 2.0)
+
+    def network(
+        params: Any, x: jax.Array, t: jax.Array, d: jax.Array, labels: jax.Array
+    ) -> jax.Array:
+        return jnp.concatenate([c * x for c in factors], axis=-1)
+
+    objective = get.GenerativeEquilibrium(iterate_decay=0.5)
+    loss, metrics = objective.loss(PROBLEM.inputs(x1, apply=network, x0=x0))
+    noise, data = np.asarray(x0), np.asarray(x1)
+    errors = [np.abs(c * noise - data).mean((1, 2, 3)) for c in factors]
+    rows = errors[0] / 4 + errors[1] / 2 + errors[2]
+    assert_equal(metrics["loss_iterates"], rows)
+    assert_equal(metrics["loss_sample"], errors[2])
+    assert_equal(loss, rows.mean())
+    sample = objective.sample(
+        lambda *a: network(None, *a),
+        x0,
+        jnp.zeros(ROWS, int),
+        1,
+        jax.random.split(jax.random.key(0), ROWS),
+    )
+    assert_equal(sample, 2 * x0)
+    assert objective.step_counts((1, 4, 128)) == (1,)
+    with pytest.raises(ValueError, match="iterate_decay"):
+        get.GenerativeEquilibrium(iterate_decay=0.0)
+
+
+def test_koopman() -> None:
+    """a |z_0 - z_p|^2 + b |D(z_0) - z_1|^2 + c |D(z_p) - z_1|^2 in numpy, each a mean.
+
+    For linear parts: D(z) = 2 z, E_0(x) = x / 2, K E_T(x) + c_y = 0.3 x + y.
+    """
+    x0, x1 = PROBLEM.pairs(ROWS)
+    labels = jnp.arange(ROWS) % 3
+
+    class Linear:
+        def parts(
+            self, params: Any, x0: Any, x1: Any, labels: Any, key: Any, noise: float
+        ) -> networks.Parts:
+            assert noise == 0.4
+            code, pushed = x1 / 2, 0.3 * x0 + base.along_rows(labels, x0)
+            return networks.Parts(code, pushed, 2 * code, 2 * pushed)
+
+    objective = koopman.KoopmanDistillation(
+        latent_weight=0.5, reconstruction_weight=3.0, push_weight=2.0
+    )
+    inputs = PROBLEM.inputs(x1, x0=x0, labels=labels, model=Linear())
+    loss, metrics = objective.loss(inputs)
+    noise, data = np.asarray(x0), np.asarray(x1)
+    pushed = 0.3 * noise + np.asarray(labels)[:, None, None, None]
+    latent = ((data / 2 - pushed) ** 2).mean((1, 2, 3))
+    push = ((2 * pushed - data) ** 2).mean((1, 2, 3))
+    assert_equal(metrics["loss_latent"], latent)
+    assert_equal(metrics["loss_reconstruction"], np.zeros(ROWS))
+    assert_equal(metrics["loss_push"], push)
+    assert_equal(loss, (0.5 * latent + 2 * push).mean())
 
 
 def numpy_curve(curve: str, t: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:

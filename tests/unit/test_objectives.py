@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import dataclasses
+import functools
 import json
 import os
 from pathlib import Path
@@ -37,8 +38,9 @@ def tiny_config(name: str, dtype: str = "float32") -> ConfigDict:
     config.optimizer.warmup_steps = 0
     config.objective.name = name
     config.objective.update(common.get_objectives())
-    if "guidance" in config.objective[name]:
-        config.objective[name].guidance = 2.0
+    own = config.objective[OBJECTIVES[name].group]
+    if "guidance" in own:
+        own.guidance = 2.0
     return config
 
 
@@ -59,6 +61,7 @@ def batch() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     return {
         "mean": rng.normal(size=(BATCH, 8, 8, 1)).astype(np.float16),
+        "noise": rng.normal(size=(BATCH, 8, 8, 1)).astype(np.float16),
         "label": rng.integers(10, size=BATCH).astype(np.int32),
     }
 
@@ -67,7 +70,7 @@ def batch() -> dict[str, np.ndarray]:
 def test_config_documents_every_hyperparameter(name: str) -> None:
     """configs/common.py holds each field of the dataclass, with the same default."""
     fields = {field.name: field.default for field in dataclasses.fields(OBJECTIVES[name])}
-    assert common.get_objectives()[name].to_dict() == fields
+    assert common.get_objectives()[OBJECTIVES[name].group].to_dict() == fields
 
 
 @pytest.fixture(scope="module")
@@ -100,74 +103,87 @@ def on_mesh() -> dict[str, dict[str, Any]]:
 
 
 def report(name: str) -> dict[str, Any]:
-    """Losses on one device and on a mesh (data 2, fsdp 2), and what a step did on that mesh."""
-    losses = []
-    for devices in (1, 4):
-        experiment = mesh_experiment(name, "float32", devices)
-        loss = step_loss(experiment)
-        rows = {
-            k: jax.device_put(v, partitioning.rows(experiment.mesh)) for k, v in batch().items()
-        }
-        losses.append(float(loss(seeded_state(experiment), rows)))
+    """The loss on one device and on a mesh (data 2, fsdp 2), and its gradients there.
 
-    experiment = mesh_experiment(name, "bfloat16", 4)
-    state = seeded_state(experiment)
-    before = jax.tree.map(np.array, state.params)  # A copy: the step takes the state.
-    state, metrics = experiment.train_step(state, batch())
-    stuck = jax.tree.map(lambda a, b: not (a != np.asarray(b)).any(), before, state.params)
+    In bfloat16, through rematerialised layers. The update that follows knows no method.
+    """
+    alone, mesh = mesh_experiment(name, 1), mesh_experiment(name, 4)
+    loss = jax.jit(functools.partial(loss_of, alone))
+    one, of_one = loss(seeded_state(alone), laid_out(alone))
+
+    def with_gradients(state: Any, rows: dict[str, jax.Array]) -> Any:
+        def of_params(params: Any) -> Any:
+            return loss_of(mesh, dataclasses.replace(state, params=params), rows)
+
+        return jax.value_and_grad(of_params, has_aux=True)(state.params)
+
+    state = seeded_state(mesh)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state.params)
+    step = jax.jit(with_gradients, out_shardings=(None, shardings))
+    (four, metrics), gradients = step(state, laid_out(mesh))
+    gradients = jax.tree.map(np.asarray, gradients)
     return {
-        "losses": losses,
-        "finite": all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params)),
-        "grad_norm": float(metrics["grad_norm"]),
-        "stuck": [jax.tree_util.keystr(p) for p, s in jax.tree.leaves_with_path(stuck) if s],
+        # Some losses are weighted by their own size, so that they say little.
+        "losses": {"loss": [float(one), float(four)]}
+        | {k: [float(jnp.nanmean(m[k])) for m in (of_one, metrics)] for k in metrics},
+        "finite": all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients)),
+        "stuck": [
+            jax.tree_util.keystr(path)
+            for path, leaf in jax.tree.leaves_with_path(gradients)
+            if not leaf.any()
+        ],
         "metrics": {k: v.ndim for k, v in metrics.items() if k.startswith("loss_")},
     }
 
 
-def mesh_experiment(name: str, dtype: str, devices: int) -> Experiment:
-    config = tiny_config(name, dtype)
+def mesh_experiment(name: str, devices: int) -> Experiment:
+    config = tiny_config(name, "bfloat16")
     config.mesh.update({"data": max(devices // 2, 1), "fsdp": min(devices, 2), "tensor": 1})
     return Experiment.from_config(config, jax.devices()[:devices])
 
 
-def step_loss(experiment: Experiment) -> Any:
-    """The loss as a function of a state and a batch."""
+def laid_out(experiment: Experiment) -> dict[str, jax.Array]:
+    rows = partitioning.rows(experiment.mesh)
+    return {name: jax.device_put(array, rows) for name, array in batch().items()}
 
-    def loss(state: Any, rows: dict[str, jax.Array]) -> jax.Array:
-        return experiment.objective.loss(
-            Inputs(
-                apply=experiment.model.apply,
-                params=state.params,
-                emas=state.emas,
-                x1=rows["mean"].astype(jnp.float32),
-                labels=rows["label"],
-                null_label=experiment.model.null_label,
-                key=jax.random.key(0),
-                step=state.step,
-                num_steps=100,
-                row_shards=partitioning.row_shards(experiment.mesh),
-            )
-        )[0]
 
-    return jax.jit(loss, out_shardings=partitioning.replicated(experiment.mesh))
+def loss_of(experiment: Experiment, state: Any, rows: dict[str, jax.Array]) -> Any:
+    return experiment.objective.loss(
+        Inputs(
+            apply=experiment.model.apply,
+            params=state.params,
+            emas=state.emas,
+            x1=rows["mean"].astype(jnp.float32),
+            labels=rows["label"],
+            null_label=experiment.model.null_label,
+            key=jax.random.key(0),
+            step=state.step,
+            num_steps=100,
+            row_shards=partitioning.row_shards(experiment.mesh),
+            x0=rows["noise"].astype(jnp.float32),
+            model=experiment.model,
+        )
+    )
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_loss_on_a_mesh(name: str, on_mesh: dict[str, dict[str, Any]]) -> None:
-    """On (data 2, fsdp 2) it is that on one device: over how many rows lie changes nothing."""
-    alone, mesh = on_mesh[name]["losses"]
-    assert mesh == pytest.approx(alone, rel=1e-5)
+    """On (data 2, fsdp 2) it is that on one device: over how many rows lie changes nothing.
+
+    To bfloat16's rounding; rows with another noise or another time would show in the first digits.
+    """
+    for alone, mesh in on_mesh[name]["losses"].values():
+        assert mesh == pytest.approx(alone, rel=1e-3, nan_ok=True)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_step_in_bfloat16_on_a_mesh(name: str, on_mesh: dict[str, dict[str, Any]]) -> None:
-    """A step through scanned, rematerialised bf16 layers is finite and moves every weight.
+def test_gradients_in_bfloat16_on_a_mesh(name: str, on_mesh: dict[str, dict[str, Any]]) -> None:
+    """Through scanned, rematerialised bf16 layers they are finite, and none is zero.
 
     Metrics stay by row.
     """
     result = on_mesh[name]
     assert result["finite"]
-    assert 0 < result["grad_norm"] < np.inf
     assert not result["stuck"]
     assert result["metrics"]
     assert min(result["metrics"].values()) >= 1
@@ -235,10 +251,11 @@ def test_samples_are_functions_of_seed_and_number(name: str) -> None:
     experiment = Experiment.from_config(tiny_config(name), jax.devices()[:1])
     params = seeded_state(experiment).params
     generator = Generator(experiment, load_autoencoder("identity"), seed=0)
-    many = generator(params, range(8), [3] * 8, 2)
-    few = generator(params, [5, 1], [3] * 2, 2)
+    steps = experiment.objective.step_counts((1, 2))[-1]
+    many = generator(params, range(8), [3] * 8, steps)
+    few = generator(params, [5, 1], [3] * 2, steps)
     np.testing.assert_allclose(few, many[[5, 1]], atol=1e-4 * np.abs(many).max())
-    other = Generator(experiment, load_autoencoder("identity"), seed=1)(params, [5], [3], 2)
+    other = Generator(experiment, load_autoencoder("identity"), seed=1)(params, [5], [3], steps)
     assert np.abs(other - many[5]).max() > 0.01 * np.abs(many).max()
 
 

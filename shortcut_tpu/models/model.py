@@ -1,0 +1,64 @@
+"""A network as pure functions over a nested dict of parameters.
+
+Usage:
+  class DiT(Model):
+      Config, Network = DiTConfig, Network
+      def apply(self, params, x, t, d, labels): return self.network(params)(x, t, d, labels)
+"""
+
+from typing import Any, ClassVar
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from shortcut_tpu.models.placement import place_params
+
+Params = Any
+
+
+class Model:
+    """Base of the networks that objectives train.
+
+    Class attributes:
+      Config: dataclass of the shapes; it has `num_classes` and the compute dtype, `dtype`.
+      Network: the modules, made from (config, rngs=...).
+    """
+
+    Config: ClassVar[Any]
+    Network: ClassVar[Any]
+
+    def __init__(self, config: Any):
+        self.config = config
+        network = nnx.eval_shape(lambda: self.Network(config, rngs=nnx.Rngs(0)))
+        self._graph, self._abstract = nnx.split(network)
+
+    @property
+    def null_label(self) -> int:
+        """The label that stands for "no label"."""
+        return self.config.num_classes
+
+    def init(self, key: jax.Array) -> Params:
+        """Fresh float32 parameters; those of like blocks stacked on a leading layer axis."""
+        return nnx.to_pure_dict(nnx.state(self.Network(self.config, rngs=nnx.Rngs(key))))
+
+    def network(self, params: Params) -> Any:
+        """The modules with these parameters in them, cast to the compute dtype."""
+        # Cast here, once, so that no layer of a scan converts its weights again.
+        dtype = jnp.dtype(self.config.dtype)
+        params = place_params(jax.tree.map(lambda leaf: leaf.astype(dtype), params))
+        state = jax.tree.map(lambda leaf: leaf, self._abstract)
+        nnx.replace_by_pure_dict(state, params)
+        return nnx.merge(self._graph, state)
+
+    def apply(
+        self,
+        params: Params,
+        x: jax.Array,
+        t: jax.Array,
+        d: jax.Array,
+        labels: jax.Array,
+        **conditions: jax.Array,
+    ) -> jax.Array:
+        """What the network makes of x [B, H, W, C] at times t [B] for steps of size d [B]."""
+        raise NotImplementedError

@@ -1,0 +1,81 @@
+"""Transformer blocks that no time enters: those of the networks that make samples in one step.
+
+Usage:
+  stack = stacked_blocks(depth=6, width=768, num_heads=12, mlp_ratio=4.0, rngs=rngs)
+  h = run_blocks(stack, h, extra, remat="none")        # h [B, N, D]
+"""
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from shortcut_tpu.models.dit import REMAT_POLICIES, layer_norm
+
+
+class Block(nnx.Module):
+    """Attention and MLP, each on normed inputs; something may be added to queries, keys, values.
+
+    The norms have no scale and bias of their own: the products behind them have both.
+    """
+
+    def __init__(self, width: int, num_heads: int, mlp_ratio: float, *, rngs: nnx.Rngs):
+        head_dim, hidden = width // num_heads, int(width * mlp_ratio)
+        xavier = nnx.initializers.xavier_uniform()
+        # The three square matrices are initialised as themselves, not as one [D, 3D] matrix.
+        xavier_qkv = nnx.initializers.variance_scaling(2.0, "fan_avg", "uniform")
+        self.qkv = nnx.LinearGeneral(
+            width, (3, num_heads, head_dim), kernel_init=xavier_qkv, rngs=rngs
+        )
+        self.attention_out = nnx.LinearGeneral(
+            (num_heads, head_dim), width, axis=(-2, -1), kernel_init=xavier, rngs=rngs
+        )
+        self.mlp_in = nnx.Linear(width, hidden, kernel_init=xavier, rngs=rngs)
+        self.mlp_out = nnx.Linear(hidden, width, kernel_init=xavier, rngs=rngs)
+
+    def __call__(self, h: jax.Array, extra: jax.Array | None = None) -> jax.Array:
+        """h [B, N, D] and, to be added, [B, N or 1, 3, heads, D / heads] -> [B, N, D]."""
+        qkv = self.qkv(layer_norm(h))
+        if extra is not None:
+            qkv = qkv + extra
+        query, key, value = jnp.unstack(qkv, axis=2)
+        h = h + self.attention_out(jax.nn.dot_product_attention(query, key, value))
+        return h + self.mlp_out(nnx.gelu(self.mlp_in(layer_norm(h)), approximate=False))
+
+
+def stacked_blocks(
+    depth: int, width: int, num_heads: int, mlp_ratio: float, *, rngs: nnx.Rngs
+) -> Block:
+    """`depth` blocks as one, their weights on a leading layer axis."""
+
+    @nnx.split_rngs(splits=depth)
+    @nnx.vmap(in_axes=0, out_axes=0)
+    def stack(rngs: nnx.Rngs) -> Block:
+        return Block(width, num_heads, mlp_ratio, rngs=rngs)
+
+    return stack(rngs)
+
+
+def run_blocks(
+    stack: Block, h: jax.Array, extra: jax.Array | None, *, remat: str, unroll: int = 1
+) -> jax.Array:
+    """The blocks of a stack one after the other, as one scan.
+
+    Args:
+      stack: from `stacked_blocks`.
+      h: [B, N, D].
+      extra: [layers, B, N or 1, 3, heads, D / heads], added to the queries, keys and values of
+        each block; the layer axis may be 1, for the same in all.
+      remat: a name of `REMAT_POLICIES`.
+      unroll: layers compiled out of line in each turn.
+    """
+    graph, weights = nnx.split(stack)
+    if extra is not None:
+        depth = jax.tree.leaves(weights)[0].shape[0]
+        extra = jnp.broadcast_to(extra, (depth, *extra.shape[1:]))
+
+    def layer(h: jax.Array, turn: tuple[nnx.State, jax.Array | None]) -> tuple[jax.Array, None]:
+        return nnx.merge(graph, turn[0])(h, turn[1]), None
+
+    if remat != "none":
+        layer = jax.checkpoint(layer, policy=REMAT_POLICIES[remat], prevent_cse=False)
+    return jax.lax.scan(layer, h, (weights, extra), unroll=unroll)[0]

@@ -215,7 +215,7 @@ def main(argv: Sequence[str]) -> None:
     from data_pipeline.autoencoders import load_autoencoder
 
     hosts = find_hosts(values.host, values.hosts)
-    images = open_source(source)
+    images = open_source(source, values.labels)
     if isinstance(images, Source) and values.image_size not in (None, images.image_shape[0]):
         raise UserError(
             f"--image_size={values.image_size}: the images of {source} are arrays of"

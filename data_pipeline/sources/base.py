@@ -19,6 +19,8 @@ import numpy as np
 
 from data_pipeline.errors import UserError
 
+UNLABELED = "unlabeled"  # The one class of images that have none.
+
 MAX_LABEL = 1 << 20  # Larger ones are damage or another numbering; every label makes a class.
 
 # Longer brace ranges are mistyped; no data set has so many shards.

@@ -1,12 +1,16 @@
 """Image files in folders.
 
 A folder with folders in it, such as ILSVRC's train folder, has one class a folder, its name the
-class's, in sorted order; files lie at any depth below. A flat folder, such as ILSVRC's val, needs
-a file `labels.txt` or `labels.csv` in it, one `NAME CLASS` or `NAME,CLASS` a line. Every file that
-is not hidden counts as an image: one that is none shows up as rejected, and is not passed over.
+class's, in sorted order; files lie at any depth below. A flat folder, such as ILSVRC's val, has its
+classes in a list: `labels.txt` or `labels.csv` in it, or a file anywhere, one `NAME CLASS` or
+`NAME,CLASS` a line. More columns may follow, and names may lack their extension, so that the
+`LOC_val_solution.csv` that comes with ILSVRC is such a list. A flat folder without a list is one
+class. Every file that is not hidden counts as an image: one that is none shows up as rejected, and
+is not passed over.
 
 Usage:
     source = ImageFolderSource("ILSVRC/train")
+    source = ImageFolderSource("ILSVRC/val", labels="ILSVRC/LOC_val_solution.csv")
     source.read_encoded(0, 2)  # n01440764/n01440764_10026.JPEG, ...
 """
 
@@ -19,9 +23,10 @@ from etils import epath
 import numpy as np
 
 from data_pipeline.errors import UserError
-from data_pipeline.sources.base import EncodedImage, digest_of, reason
+from data_pipeline.sources.base import UNLABELED, EncodedImage, digest_of, reason
 
 _LABELS = ("labels.txt", "labels.csv")
+_CSV_TITLE = "ImageId"  # How LOC_val_solution.csv begins.
 
 # So many images, evenly spread, have their sizes in the digest: all of ImageNet's would be a
 # million requests where they lie in a bucket.
@@ -33,12 +38,15 @@ _READERS = 16  # Files in flight for one call; a request to a bucket takes tens 
 class ImageFolderSource:
     """The images below a folder, local or gs://, by class and then by name."""
 
-    def __init__(self, path: str):
+    def __init__(self, path: str, labels: str | None = None):
         """Lists the files.
 
+        Args:
+            path: the folder.
+            labels: a list of names and classes, for a flat folder.
+
         Raises:
-            UserError: the folder is missing, empty or of neither layout, or its labels do not
-                fit its files.
+            UserError: the folder is missing or empty, or the list does not fit its files.
         """
         self._root = epath.Path(path).expanduser()
         self.name = f"imagefolder:{self._root.name}"
@@ -48,11 +56,14 @@ class ImageFolderSource:
             visible = sorted(p for p in self._root.iterdir() if not p.name.startswith("."))
             folders = [p for p in visible if p.is_dir()]
             if folders:
+                if labels:
+                    raise UserError(f"{path}: has class folders, so --labels has no meaning")
                 labelled = _list_class_folders(folders)
                 self.class_names = tuple(folder.name for folder in folders)
                 self._refuse_stray_images(visible)
             else:
-                labelled, self.class_names = _list_flat(self._root, [p.name for p in visible])
+                names = [p.name for p in visible]
+                labelled, self.class_names = _list_flat(self._root, names, labels)
         except (OSError, UnicodeError) as error:
             raise UserError(f"{path}: cannot be listed: {reason(error)}") from None
         self._names = [name for name, _ in labelled]
@@ -122,33 +133,48 @@ def _files_below(folder: epath.Path) -> Iterator[str]:
                 yield f"{within}/{name}" if within else name
 
 
-def _list_flat(root: epath.Path, names: list[str]) -> tuple[list[tuple[str, int]], tuple[str, ...]]:
+def _list_flat(
+    root: epath.Path, names: list[str], labels: str | None
+) -> tuple[list[tuple[str, int]], tuple[str, ...]]:
     """(name, label) of all files of a flat folder, by class and name, and the class names."""
-    found = [name for name in _LABELS if name in names]
-    if len(found) != 1:
-        raise UserError(
-            f"{root}: holds no class folders, so it needs {' or '.join(_LABELS)} with a line"
-            " `NAME CLASS` for every image"
-        )
-    path = root / found[0]
-    classes: dict[str, str] = {}
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
-        if not line.strip():
-            continue
-        parts = re.split(r"[,\t]|\s+", line.strip())
-        if len(parts) != 2 or not all(parts):
-            raise UserError(f"{path}: line {number} is not `NAME CLASS`")
-        if parts[0] in classes:
-            raise UserError(f"{path}: line {number} gives {parts[0]} a second class")
-        classes[parts[0]] = parts[1]
-    images = [name for name in names if name != found[0]]
-    missing = sorted(set(classes) - set(images)) or sorted(set(images) - set(classes))
-    if missing or not images:
-        what = missing[0] if missing else "every image"
-        raise UserError(f"{path}: {what} is not both in the list and in the folder")
+    beside = [name for name in _LABELS if name in names]
+    images = [name for name in names if name not in beside]
+    if not images:
+        raise UserError(f"{root}: holds no files")
+    if not labels and not beside:
+        return [(name, 0) for name in images], (UNLABELED,)
+    if len(beside) + bool(labels) > 1:
+        raise UserError(f"{root}: has more than one list of classes: {', '.join(beside)}, --labels")
+    path = epath.Path(labels).expanduser() if labels else root / beside[0]
+    classes = _read_classes(path, images)
+    missing = sorted(set(images) - set(classes))
+    if missing:
+        raise UserError(f"{path}: does not list {missing[0]}")
     # Numbers sort as numbers, so that class 10 does not come before class 2.
     numeric = all(name.isdecimal() for name in classes.values())
     class_names = sorted(set(classes.values()), key=(lambda n: (int(n), n)) if numeric else None)
-    labels = {name: label for label, name in enumerate(class_names)}
-    order = sorted((labels[classes[name]], name) for name in images)
-    return [(name, label) for label, name in order], tuple(class_names)
+    numbers = {name: number for number, name in enumerate(class_names)}
+    order = sorted((numbers[classes[name]], name) for name in images)
+    return [(name, number) for number, name in order], tuple(class_names)
+
+
+def _read_classes(path: epath.Path, images: list[str]) -> dict[str, str]:
+    """The class of every image that a list names."""
+    names = {name: name for name in images} | {name.rpartition(".")[0]: name for name in images}
+    classes: dict[str, str] = {}
+    try:
+        lines = path.read_text().splitlines()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {reason(error)}") from None
+    for number, line in enumerate(lines, start=1):
+        parts = [part for part in re.split(r"[,\s]+", line.strip()) if part]
+        if not parts or parts[0] == _CSV_TITLE:
+            continue
+        if len(parts) < 2:
+            raise UserError(f"{path}: line {number} is not `NAME CLASS`")
+        if parts[0] not in names:
+            raise UserError(f"{path}: line {number} names {parts[0]}, which is not in the folder")
+        if names[parts[0]] in classes:
+            raise UserError(f"{path}: line {number} gives {parts[0]} a second class")
+        classes[names[parts[0]]] = parts[1]
+    return classes

@@ -237,7 +237,8 @@ def test_command(tmp_path):
     wrong = run("--source=movies:/x", f"--output={tmp_path}")
     assert wrong.returncode == 1
     assert wrong.stderr == (
-        "error: unknown source kind 'movies'; the known ones are digits, npz, imagefolder\n"
+        "error: unknown source kind 'movies'; the known ones are digits, npz, imagefolder,"
+        " webdataset, parquet, arrayrecord\n"
     )
     assert "--source=digits --autoencoder=identity --output=DIR" in run("--help").stdout
 

@@ -35,7 +35,7 @@ def test_they_differ():
     assert np.abs(adm - RESIZES["official"](image, 64)).max() > 0.01
 
 
-@pytest.mark.parametrize("name", odd_images())
+@pytest.mark.parametrize("name", ["643x597", "31x29"])
 def test_official_at_other_sizes(name):
     """JAX's antialiased resize is another implementation of the same filter."""
     import jax

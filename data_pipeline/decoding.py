@@ -74,7 +74,7 @@ class Reader(Protocol):
 
 def default_workers() -> int:
     """A decoding process for every processor, within reason."""
-    return min(len(os.sched_getaffinity(0)), _MAX_WORKERS)
+    return min(os.cpu_count() or 1, _MAX_WORKERS)
 
 
 @contextlib.contextmanager

@@ -37,6 +37,7 @@ from data_pipeline.progress import progress_bar
 from data_pipeline.records import Field, Manifest
 from data_pipeline.resumable import ResumableFolder, check_rejected
 from data_pipeline.sources import EncodedSource, Source, open_source
+from data_pipeline.verification import verify_records
 
 if TYPE_CHECKING:
     from data_pipeline.autoencoders import Autoencoder
@@ -179,7 +180,8 @@ def _refuse_too_many(
     folder: ResumableFolder, rejected: Sequence[Rejected], output: Path, max_rejected: int
 ) -> None:
     """Lists the rejected images and raises a UserError where they are too many."""
-    known = sorted([*folder.rejected(), *rejected], key=lambda image: image.index)
+    found = {image.index: image for image in (*folder.rejected(), *rejected)}
+    known = [found[index] for index in sorted(found)]
     if len(known) > max_rejected:
         folder.list_rejected(known)
     check_rejected(output, known, max_rejected)
@@ -211,6 +213,9 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"unknown argument {argv[1]!r}; see --help")
     values = flags.FLAGS
     output = required("output", "the folder for the records")
+    if values.verify and not values.source:
+        _verify(output)
+        return
     source = required("source", "the images, such as digits or imagefolder:DIR")
     from data_pipeline.autoencoders import load_autoencoder
 
@@ -239,6 +244,16 @@ def main(argv: Sequence[str]) -> None:
         print(f"{values.output}: encoded {encoded} of {held}")
     else:
         print(f"{values.output}: already complete, {held}")
+    if values.verify and hosts.index == 0:
+        _verify(output)
+
+
+def _verify(output: str) -> None:
+    manifest = verify_records(output)
+    print(
+        f"{output}: all {manifest.num_records} records are whole; images rejected:"
+        f" {manifest.preprocessing.get('rejected', 0)}"
+    )
 
 
 if __name__ == "__main__":

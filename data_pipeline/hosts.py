@@ -36,24 +36,24 @@ def find_hosts(index: int | None = None, count: int | None = None) -> Hosts:
     """
     if (index is None) != (count is None):
         raise UserError("--host and --hosts go together: the number of this one, and how many")
-    if index is None or count is None:
-        if _NUM_PROCESSES in os.environ:
-            index = int(os.environ.get(_PROCESS_ID, "0"))
-            count = int(os.environ[_NUM_PROCESSES])
-        elif _on_tpu_pod():
-            import jax  # Slow to import, and decoding workers import this module's command.
+    found = Hosts()
+    if _NUM_PROCESSES in os.environ:
+        found = Hosts(int(os.environ.get(_PROCESS_ID, "0")), int(os.environ[_NUM_PROCESSES]))
+    elif _on_tpu_pod():
+        import jax  # Slow to import, and decoding processes import what imports this.
 
-            jax.distributed.initialize()
-            index, count = jax.process_index(), jax.process_count()
-        else:
-            index, count = 0, 1
+        # The chips of a pod start only together.
+        jax.distributed.initialize()
+        found = Hosts(jax.process_index(), jax.process_count())
+    if index is None or count is None:
+        return found
     if not 0 <= index < count:
         raise UserError(f"host {index} is not one of {count}: hosts are numbered from 0")
     return Hosts(index, count)
 
 
 def _on_tpu_pod() -> bool:
-    """Whether this is one of several hosts of a TPU slice, whose chips start only together."""
+    """Whether this is one of several hosts of a TPU slice."""
     if os.environ.get("JAX_PLATFORMS", "") == "cpu":
         return False
     several = "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")

@@ -189,7 +189,7 @@ class ResumableFolder:
         done = {number: self._look(number) for number in self.numbers}
         found = [image for each in done.values() if each is not None for image in each.rejected]
         if self._there is not None:
-            listed = _read_rejected(self._path)
+            listed = read_rejected(self._path)
             found += [image for image in listed if done.get(self.number_of(image.index)) is None]
         return sorted(found, key=lambda image: image.index)
 
@@ -249,6 +249,7 @@ class ResumableFolder:
             if not rejected:
                 path.unlink(missing_ok=True)
                 return
+            self._notes.mkdir(exist_ok=True)
             temporary.write_text("".join(f"{json.dumps(vars(image))}\n" for image in rejected))
             os.replace(temporary, path)
         except OSError as error:
@@ -360,7 +361,7 @@ def check_rejected(folder: Path, rejected: Sequence[Rejected], max_rejected: int
         )
 
 
-def _read_rejected(folder: Path) -> list[Rejected]:
+def read_rejected(folder: Path) -> list[Rejected]:
     """The images that `rejected.jsonl` lists.
 
     Raises:

@@ -3,10 +3,8 @@
 import json
 import os
 from pathlib import Path
-import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -141,32 +139,6 @@ def test_broken_and_started_again_gives_the_same_bytes(tmp_path, npz, monkeypatc
     _, encoded = encode(source, IDENTITY, tmp_path / "broken", shard_records=150)
     assert encoded == 600 - 150 * broken_at
     assert contents(tmp_path / "broken") == contents(tmp_path / "unbroken")
-
-
-def test_kill_9_and_started_again_gives_the_same_bytes(tmp_path):
-    # 180 shards, so that there is time to meet a run in the middle.
-    arguments = ("--source=digits", "--shard_records=10")
-    encode(open_source("digits"), IDENTITY, tmp_path / "unbroken", shard_records=10)
-    output = tmp_path / "broken"
-    process = subprocess.Popen(
-        command(*arguments, f"--output={output}"),
-        cwd=ROOT,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 60
-    while not list(output.glob("shard-00005*")) and time.monotonic() < deadline:
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (output / "manifest.json").exists()
-    finished = {name for name in contents(output) if name.startswith("shard-")}
-    assert finished
-    done = run(*arguments, f"--output={output}")
-    assert done.returncode == 0, done.stderr
-    assert "of 1797 records in 180 shard(s)" in done.stdout
-    assert contents(output) == contents(tmp_path / "unbroken")
 
 
 def test_damaged_and_missing_shards_are_encoded_anew(tmp_path):

@@ -15,6 +15,7 @@ import re
 import shutil
 import tarfile
 from typing import Any
+import zlib
 
 from absl import app, flags
 
@@ -53,7 +54,7 @@ def unpack(package: Path, output: Path) -> dict[str, int]:
                 (temporary / _folder(category) / image).write_bytes(content)
                 counts[category] += 1
         temporary.rename(output)
-    except (tarfile.TarError, EOFError, ValueError, TypeError, KeyError) as error:
+    except (tarfile.TarError, zlib.error, EOFError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{package}: not the package emoji-datasource-google: {error}") from None
     except OSError as error:
         raise UserError(f"{error.filename or package}: {error.strerror or error}") from None

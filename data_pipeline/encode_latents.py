@@ -197,6 +197,7 @@ def _define_flags() -> None:
     )
     flags.DEFINE_enum("preprocessing", "adm", sorted(RESIZES), "How images are made square.")
     flags.DEFINE_string("labels", None, "File of lines NAME CLASS for a flat image folder.")
+    flags.DEFINE_bool("unlabeled", False, "Whether all images are of one class.")
     flags.DEFINE_bool("flips", False, "Whether to keep the latents of the mirrored images too.")
     flags.DEFINE_integer("shard_records", SHARD_RECORDS, "Images a shard.", 1)
     flags.DEFINE_integer("max_rejected", 0, "Unreadable images to do without; more stop it.", 0)
@@ -220,7 +221,7 @@ def main(argv: Sequence[str]) -> None:
     from data_pipeline.autoencoders import load_autoencoder
 
     hosts = find_hosts(values.host, values.hosts)
-    images = open_source(source, values.labels)
+    images = open_source(source, values.labels, unlabeled=values.unlabeled)
     if isinstance(images, Source) and values.image_size not in (None, images.image_shape[0]):
         raise UserError(
             f"--image_size={values.image_size}: the images of {source} are arrays of"

@@ -21,9 +21,8 @@ from data_pipeline.sources.webdataset import WebDatasetSource
 
 __all__ = ["ArraySource", "EncodedImage", "EncodedSource", "Source", "open_source"]
 
-_KINDS: dict[str, Callable[[str], Source | EncodedSource]] = {
-    "digits": open_digits,
-    "npz": open_npz,
+_ARRAYS: dict[str, Callable[[str], Source]] = {"digits": open_digits, "npz": open_npz}
+_FILES: dict[str, Callable[..., EncodedSource]] = {
     "imagefolder": ImageFolderSource,
     "webdataset": WebDatasetSource,
     "parquet": ParquetSource,
@@ -31,21 +30,30 @@ _KINDS: dict[str, Callable[[str], Source | EncodedSource]] = {
 }
 
 
-def open_source(spec: str, labels: str | None = None) -> Source | EncodedSource:
+def open_source(
+    spec: str, labels: str | None = None, *, unlabeled: bool = False
+) -> Source | EncodedSource:
     """Opens the source that `KIND` or `KIND:PATH` names.
 
     Args:
         spec: the kind and the path.
         labels: a list of names and classes, for a flat folder of images.
+        unlabeled: whether all images are of one class, whatever labels there are.
 
     Raises:
         UserError: the kind is unknown, or the path does not hold what the kind expects.
     """
     kind, _, path = spec.partition(":")
-    if kind not in _KINDS:
-        raise UserError(f"unknown source kind {kind!r}; the known ones are {', '.join(_KINDS)}")
+    kinds = (*_ARRAYS, *_FILES)
+    if kind not in kinds:
+        raise UserError(f"unknown source kind {kind!r}; the known ones are {', '.join(kinds)}")
     if not path and kind != "digits":
         raise UserError(f"source {kind} needs a path: --source={kind}:PATH")
-    if labels and kind != "imagefolder":
-        raise UserError(f"--labels is for image folders; source {kind} has its own")
-    return ImageFolderSource(path, labels) if labels else _KINDS[kind](path)
+    if labels and (kind != "imagefolder" or unlabeled):
+        raise UserError("--labels is for image folders, and not with --unlabeled")
+    if kind in _FILES:
+        options = {"labels": labels} if labels else {}
+        return _FILES[kind](path, unlabeled=unlabeled, **options)
+    if unlabeled:
+        raise UserError(f"--unlabeled is for image files; source {kind} holds arrays")
+    return _ARRAYS[kind](path)

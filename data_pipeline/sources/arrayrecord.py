@@ -17,6 +17,7 @@ import numpy as np
 from data_pipeline.errors import UserError
 from data_pipeline.sources.base import (
     MAX_LABEL,
+    UNLABELED,
     EncodedImage,
     digest_of,
     expand,
@@ -33,20 +34,28 @@ _CHUNK = 256  # Records read together: one call costs as much as several records
 class ArrayRecordSource:
     """The records of ArrayRecord files, in the order of the files and within them."""
 
-    def __init__(self, pattern: str):
+    def __init__(self, pattern: str, *, unlabeled: bool = False):
         """Counts the records.
+
+        Args:
+            pattern: the files, local; see `base.expand`.
+            unlabeled: whether labels are left alone, and all records are of one class.
 
         Raises:
             UserError: a file is missing or damaged, or no record has a label.
         """
+        self._unlabeled = unlabeled
         self._paths = [os.fspath(path) for path in expand(pattern)]
         self.name = f"arrayrecord:{pattern.rpartition('/')[2]}"
         self._ends = np.cumsum([_count(path) for path in self._paths], dtype=np.int64)
         if not len(self):
             raise UserError(f"{pattern}: no records")
         beside = os.path.join(os.path.dirname(self._paths[0]), _NAMES)
-        names = _read_names(beside) if os.path.isfile(beside) else self._names_from_labels()
-        self.class_names: tuple[str, ...] = names
+        if unlabeled:
+            names: tuple[str, ...] = (UNLABELED,)
+        else:
+            names = _read_names(beside) if os.path.isfile(beside) else self._names_from_labels()
+        self.class_names = names
         # The files' sizes tell little: they are padded to whole blocks.
         sample = np.unique(np.linspace(0, len(self) - 1, _IMAGES_IN_DIGEST).astype(int)).tolist()
         images = (image for index in sample for image in self._read(index, index + 1))
@@ -73,7 +82,7 @@ class ArrayRecordSource:
             base = os.path.basename(self._paths[number])
             records = _read_records(self._paths[number], start - before, end - before)
             images += [
-                _to_image(record, f"{base}#{index}")
+                _to_image(record, f"{base}#{index}", self._unlabeled)
                 for index, record in enumerate(records, start=start - before)
             ]
             start = end
@@ -93,7 +102,7 @@ class ArrayRecordSource:
         return numbered_classes(labels)
 
 
-def _to_image(record: bytes | None, name: str) -> EncodedImage:
+def _to_image(record: bytes | None, name: str, unlabeled: bool) -> EncodedImage:
     if record is None:
         return EncodedImage(b"", 0, name, "damaged record")
     features = parse_example(record)
@@ -102,6 +111,8 @@ def _to_image(record: bytes | None, name: str) -> EncodedImage:
     image, label = features.get("image"), features.get("label")
     if not (isinstance(image, list) and len(image) == 1 and isinstance(image[0], bytes)):
         return EncodedImage(b"", 0, name, "no single feature `image` of bytes")
+    if unlabeled:
+        return EncodedImage(image[0], 0, name)
     if not (isinstance(label, list) and len(label) == 1 and type(label[0]) is int):
         return EncodedImage(b"", 0, name, "no single feature `label` of an integer")
     if not 0 <= label[0] < MAX_LABEL:

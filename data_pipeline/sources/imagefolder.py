@@ -38,12 +38,13 @@ _READERS = 16  # Files in flight for one call; a request to a bucket takes tens 
 class ImageFolderSource:
     """The images below a folder, local or gs://, by class and then by name."""
 
-    def __init__(self, path: str, labels: str | None = None):
+    def __init__(self, path: str, labels: str | None = None, *, unlabeled: bool = False):
         """Lists the files.
 
         Args:
             path: the folder.
             labels: a list of names and classes, for a flat folder.
+            unlabeled: whether all files below the folder are of one class.
 
         Raises:
             UserError: the folder is missing or empty, or the list does not fit its files.
@@ -55,7 +56,13 @@ class ImageFolderSource:
                 raise UserError(f"{path}: no such folder")
             visible = sorted(p for p in self._root.iterdir() if not p.name.startswith("."))
             folders = [p for p in visible if p.is_dir()]
-            if folders:
+            if unlabeled:
+                names = sorted(set(_files_below(self._root)) - set(_LABELS))
+                labelled = [(name, 0) for name in names]
+                self.class_names: tuple[str, ...] = (UNLABELED,)
+                if not labelled:
+                    raise UserError(f"{path}: holds no files")
+            elif folders:
                 if labels:
                     raise UserError(f"{path}: has class folders, so --labels has no meaning")
                 labelled = _list_class_folders(folders)

@@ -21,6 +21,7 @@ import numpy as np
 from data_pipeline.errors import UserError
 from data_pipeline.sources.base import (
     MAX_LABEL,
+    UNLABELED,
     EncodedImage,
     digest_of,
     expand,
@@ -35,17 +36,19 @@ _GROUPS_IN_MEMORY = 4  # A row group of ImageNet's is a thousand images, 100 MB.
 class ParquetSource:
     """The rows of parquet files, in the order of the files and within them."""
 
-    def __init__(self, path: str):
+    def __init__(self, path: str, *, unlabeled: bool = False):
         """Reads the files' schemas and labels.
 
         Args:
             path: a file, a folder of .parquet files or a pattern; local or gs://.
+            unlabeled: whether labels are left alone, and all rows are of one class.
 
         Raises:
             UserError: pyarrow is missing; a file is missing or damaged, or lacks the columns; or
                 a label is missing or out of range.
         """
         self._pyarrow = _pyarrow()
+        self._unlabeled = unlabeled
         folder = epath.Path(path).expanduser()
         self._paths = expand(f"{path.rstrip('/')}/*.parquet" if folder.is_dir() else path)
         splits = sorted({p.name.partition("-")[0] for p in self._paths if "-of-" in p.name})
@@ -100,15 +103,17 @@ class ParquetSource:
         with self._opened(path) as file:
             schema = file.schema_arrow
             label = next((name for name in _LABELS if name in schema.names), None)
-            if label is None or "image" not in schema.names:
+            if "image" not in schema.names or (label is None and not self._unlabeled):
                 raise UserError(
                     f"{path}: the columns are {', '.join(schema.names)[:200]}; it needs `image` and"
-                    " `label`"
+                    " `label` (see --unlabeled)"
                 )
             self._check_image_type(path, schema.field("image").type)
+            sizes = [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)]
+            if label is None or self._unlabeled:
+                return sizes, np.zeros(sum(sizes), np.int32), (UNLABELED,)
             if not self._pyarrow.types.is_integer(schema.field(label).type):
                 raise UserError(f"{path}: {label} is {schema.field(label).type}, it needs integers")
-            sizes = [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)]
             column = file.read(columns=[label]).column(label)
             if column.null_count or len(column) != sum(sizes):
                 raise UserError(f"{path}: {label} is missing in some rows")
@@ -116,7 +121,7 @@ class ParquetSource:
             if labels.size and not 0 <= labels.min() <= labels.max() < MAX_LABEL:
                 raise UserError(
                     f"{path}: {label} runs from {labels.min()} to {labels.max()}; it must lie in"
-                    f" 0 .. {MAX_LABEL - 1} (-1 marks a split without labels)"
+                    f" 0 .. {MAX_LABEL - 1} (-1 marks a split without labels; see --unlabeled)"
                 )
             names = _class_names(schema.metadata or {}, label)
         return sizes, labels.astype(np.int32), names

@@ -19,6 +19,7 @@ import numpy as np
 from data_pipeline.errors import UserError
 from data_pipeline.sources.base import (
     MAX_LABEL,
+    UNLABELED,
     EncodedImage,
     digest_of,
     expand,
@@ -34,8 +35,12 @@ _MAX_LABEL_BYTES = 1 << 20
 class WebDatasetSource:
     """The samples of tar shards, in the order of the shards and within them."""
 
-    def __init__(self, pattern: str):
+    def __init__(self, pattern: str, *, unlabeled: bool = False):
         """Reads the shards' headers and labels.
+
+        Args:
+            pattern: the shards; see `base.expand`.
+            unlabeled: whether labels are left alone, and all samples are of one class.
 
         Raises:
             UserError: a shard is missing, truncated or damaged, or a sample lacks its image or
@@ -46,7 +51,7 @@ class WebDatasetSource:
         # Arrays, since a million tuples would take ten times the memory.
         shards, names, rows = [], [], []
         for number, path in enumerate(self._paths):
-            for name, row in _index_shard(path):
+            for name, row in _index_shard(path, unlabeled):
                 shards.append(number)
                 names.append(name)
                 rows.append(row)
@@ -55,7 +60,7 @@ class WebDatasetSource:
         self._shards = np.array(shards, np.int32)
         self._names = names
         self._rows = np.array(rows, np.int64)  # offset, size, label
-        self.class_names = numbered_classes(self._rows[:, 2])
+        self.class_names = (UNLABELED,) if unlabeled else numbered_classes(self._rows[:, 2])
         content = zip(names, self._rows[:, 1:].tolist(), strict=True)
         self.digest = digest_of(itertools.chain((len(self._paths),), content))
 
@@ -80,7 +85,7 @@ class WebDatasetSource:
         return EncodedImage(file.read(size), label, self._names[index])
 
 
-def _index_shard(path: epath.Path) -> list[tuple[str, tuple[int, int, int]]]:
+def _index_shard(path: epath.Path, unlabeled: bool) -> list[tuple[str, tuple[int, int, int]]]:
     """Name, and offset, size and label, of every sample of a shard."""
     samples: dict[str, dict[str, tarfile.TarInfo]] = {}
     try:
@@ -94,7 +99,12 @@ def _index_shard(path: epath.Path) -> list[tuple[str, tuple[int, int, int]]]:
                 if extension.lower() in files:
                     raise UserError(f"{path}: holds {member.name} twice")
                 files[extension.lower()] = member
-            return [_sample(path, file, key, files) for key, files in samples.items()]
+            return [
+                (image.name, (image.offset_data, image.size, label))
+                for key, files in samples.items()
+                for image in [_image(path, key, files)]
+                for label in [0 if unlabeled else _label_of(path, file, key, files)]
+            ]
     except (OSError, ValueError, OverflowError, tarfile.TarError) as error:
         raise UserError(f"{path}: not a readable tar archive: {reason(error)}") from None
 
@@ -119,28 +129,32 @@ def _members(path: epath.Path, file: IO[bytes]) -> list[tarfile.TarInfo]:
     return members
 
 
-def _sample(
-    path: epath.Path, file: IO[bytes], key: str, files: dict[str, tarfile.TarInfo]
-) -> tuple[str, tuple[int, int, int]]:
-    """Name, and offset, size and label, of one sample."""
+def _image(path: epath.Path, key: str, files: dict[str, tarfile.TarInfo]) -> tarfile.TarInfo:
+    """The one image of a sample."""
     images = [files[extension] for extension in _IMAGES if extension in files]
     if len(images) != 1:
         raise UserError(f"{path}: sample {key} has {len(images)} images, it needs one")
-    label = None
+    return images[0]
+
+
+def _label_of(
+    path: epath.Path, file: IO[bytes], key: str, files: dict[str, tarfile.TarInfo]
+) -> int:
+    """The label of a sample."""
     for extension in ("cls", "json"):
-        if extension not in files or label is not None:
+        if extension not in files:
             continue
         member = files[extension]
         if member.size > _MAX_LABEL_BYTES:
             raise UserError(f"{path}: {member.name} has {member.size} bytes, too many for a label")
         file.seek(member.offset_data)
         label = _label(file.read(member.size), extension)
-    if label is None:
-        raise UserError(
-            f"{path}: sample {key} has no label: no .cls file with a number from 0 to"
-            f" {MAX_LABEL - 1} and no .json file whose `label` or `cls` is one"
-        )
-    return images[0].name, (images[0].offset_data, images[0].size, label)
+        if label is not None:
+            return label
+    raise UserError(
+        f"{path}: sample {key} has no label: no .cls file with a number from 0 to {MAX_LABEL - 1}"
+        " and no .json file whose `label` or `cls` is one; see --unlabeled"
+    )
 
 
 def _label(content: bytes, extension: str) -> int | None:

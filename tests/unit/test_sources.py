@@ -48,6 +48,16 @@ def test_every_form_gives_the_same_records(tmp_path, form):
     assert open_source(WRITERS[form](tmp_path / "other", other)).digest != source.digest
 
 
+@pytest.mark.parametrize("form", WRITERS)
+def test_any_form_without_its_labels(tmp_path, form):
+    images = pictures()
+    source = open_source(WRITERS[form](tmp_path / "source", images), unlabeled=True)
+    assert source.class_names == ("unlabeled",)
+    found = source.read_encoded(0, len(source))
+    assert {image.label for image in found} == {0}
+    assert sorted(data for data, _ in images) == sorted(image.data for image in found)
+
+
 def test_unlabelled_folders_and_lists_of_labels(tmp_path):
     folder = tmp_path / "val"
     folder.mkdir()

@@ -12,7 +12,7 @@ Usage, on every host:
         manifest = folder.finish(max_rejected=0, stall_seconds=1800)
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import contextlib
 import dataclasses
 import fcntl
@@ -29,6 +29,7 @@ from data_pipeline import manifest as manifest_lib
 from data_pipeline.decoding import Rejected
 from data_pipeline.errors import UserError
 from data_pipeline.hosts import Hosts
+from data_pipeline.progress import progress_bar
 from data_pipeline.records import Manifest, Shard, file_sha256, write_shard
 
 REJECTED_FILE = "rejected.jsonl"
@@ -274,17 +275,31 @@ class ResumableFolder:
         except OSError:
             pass  # A file system without locks.
 
-    def _wait(self, condition: Any, stall_seconds: float, what: str) -> None:
+    def _wait(self, condition: Callable[[], bool], stall_seconds: float, what: str) -> None:
         """Returns once a condition holds.
 
         Raises:
             UserError: nothing has changed for so long.
         """
-        state, since = None, time.monotonic()
+        if condition():
+            return
+        with progress_bar("images on all hosts", self._plan.num_records) as advance:
+            self._wait_longer(condition, stall_seconds, what, advance)
+
+    def _wait_longer(
+        self,
+        condition: Callable[[], bool],
+        stall_seconds: float,
+        what: str,
+        advance: Callable[[int], None],
+    ) -> None:
+        state, since, shown = None, time.monotonic(), 0
         while not condition():
             new = (self.num_done(), sorted(self._progress()))
             if new != state:
                 state, since = new, time.monotonic()
+                advance(new[0] - shown)
+                shown = new[0]
             if time.monotonic() > since + stall_seconds:
                 missing = [number for number in self.numbers if not self._look(number)]
                 of = f", such as {self._shard_path(missing[0]).name}" if missing else ""

@@ -50,6 +50,7 @@ class ImageFolderSource:
             UserError: the folder is missing or empty, or the list does not fit its files.
         """
         self._root = epath.Path(path).expanduser()
+        self._remote = "://" in os.fspath(self._root)
         self.name = f"imagefolder:{self._root.name}"
         try:
             if not self._root.is_dir():
@@ -82,14 +83,16 @@ class ImageFolderSource:
 
     def read_encoded(self, start: int, stop: int) -> list[EncodedImage]:
         """See `base.EncodedSource.read_encoded`."""
-        with concurrent.futures.ThreadPoolExecutor(_READERS) as readers:
-            contents = readers.map(self._read, self._names[start:stop])
-            return [
-                EncodedImage(data, int(label), name)
-                for data, label, name in zip(
-                    contents, self._labels[start:stop], self._names[start:stop], strict=True
-                )
-            ]
+        names, labels = self._names[start:stop], self._labels[start:stop].tolist()
+        if self._remote:
+            with concurrent.futures.ThreadPoolExecutor(_READERS) as readers:
+                contents = list(readers.map(self._read, names))
+        else:
+            contents = [self._read(name) for name in names]
+        return [
+            EncodedImage(data, label, name)
+            for data, label, name in zip(contents, labels, names, strict=True)
+        ]
 
     def _read(self, name: str) -> bytes:
         path = self._root / name

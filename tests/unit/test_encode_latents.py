@@ -153,6 +153,22 @@ def test_damaged_and_missing_shards_are_encoded_anew(tmp_path):
     assert contents(tmp_path) == before
 
 
+def test_a_folder_made_before_shards_could_be_short(tmp_path):
+    """Its manifest does not say how many images a shard stands for: as many as it has records."""
+    encode(open_source("digits"), IDENTITY, tmp_path, shard_records=400)
+    before = contents(tmp_path)
+    manifest = json.loads(before["manifest.json"])
+    for key in ("shard_records", "rejected"):
+        del manifest["preprocessing"][key]
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    _, encoded = encode(open_source("digits"), IDENTITY, tmp_path)
+    assert encoded == 0
+    sorted(tmp_path.glob("shard-*"))[4].unlink()
+    _, encoded = encode(open_source("digits"), IDENTITY, tmp_path)
+    assert encoded == 197
+    assert contents(tmp_path) == before
+
+
 def test_records_of_something_else_are_left_alone(tmp_path, npz):
     digits = open_source("digits")
     encode(digits, IDENTITY, tmp_path)

@@ -6,6 +6,7 @@ from pathlib import Path
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
@@ -106,6 +107,17 @@ def test_std_and_flips(tmp_path, npz):
     assert set(batch) == set(expected)
     for name, values in batch.items():
         np.testing.assert_allclose(values, expected[name], atol=1e-3, err_msg=name)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_any_number_of_devices_makes_the_same_folder(tmp_path, monkeypatch, count):
+    digits = open_source("digits")
+    encode(digits, Halving(), tmp_path / "all", flips=True)
+    some = jax.local_devices()[:count]
+    assert len(jax.local_devices()) > len(some) == count
+    monkeypatch.setattr(jax, "local_devices", lambda: some)
+    encode(digits, Halving(), tmp_path / "some", flips=True)
+    assert contents(tmp_path / "all") == contents(tmp_path / "some")
 
 
 def test_two_runs_give_the_same_bytes_and_a_third_does_nothing(tmp_path):

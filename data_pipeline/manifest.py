@@ -56,8 +56,10 @@ class Manifest:
         shards: the files, in the order of the record indices.
         autoencoder: name, digest, scale, deterministic, latent_shape and image_shape. Stored
             latents are not scaled: the model sees mean * scale.
-        preprocessing: the source, its digest, and whether flips are kept; of pairs the source is
-            "pairs", the digest is of the model that made them, and what it was told stands beside.
+        preprocessing: the source, its digest, and whether flips are kept; of image files also how
+            they were resized. `shard_records` is how many images each shard stands for, and
+            `rejected` how many of all have no record. Of pairs the source is "pairs", the digest is
+            of the model that made them, and what it was told stands beside.
         class_names: the name of every label, by label.
         num_records: how many records the shards hold together.
         format_version: the version of this format; a reader refuses those it does not know.
@@ -190,13 +192,18 @@ def pair_fields(latent_shape: tuple[int, ...]) -> tuple[Field, ...]:
     )
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: Any, suffix: str = ".tmp") -> None:
     """Writes indented JSON, whole or not at all; the same content gives the same bytes.
+
+    Args:
+        path: the file.
+        content: what JSON can hold.
+        suffix: what the temporary file beside it ends in; each of several writers needs its own.
 
     Raises:
         UserError: the file cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}{suffix}")
     try:
         with temporary.open("w", encoding="utf-8") as file:
             json.dump(content, file, indent=2)

@@ -104,7 +104,6 @@ def main() -> None:
             f"--source={config.data.source}",
             f"--autoencoder={config.data.autoencoder}",
             f"--output={config.data.path}",
-            hosts=1,
         )
     run("shortcut_tpu.train", f"--config={path}", *overrides, f"--workdir={workdir}")
     scores = values.json or str(workdir / "distances.json")

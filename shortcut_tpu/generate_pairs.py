@@ -10,6 +10,7 @@ same bytes as after an unbroken run. A damaged shard of a finished folder is mad
 """
 
 from collections.abc import Iterator
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ import numpy as np
 
 from data_pipeline.autoencoders import load_autoencoder
 from data_pipeline.errors import UserError
+from data_pipeline.hosts import Hosts
 from data_pipeline.manifest import Manifest, pair_fields
 from data_pipeline.progress import progress_bar
 from data_pipeline.resumable import ResumableFolder
@@ -41,6 +43,9 @@ FIRST_PAIR = 2**31
 # A shard is whole in memory before it is written, and what a kill loses at most: 128 MiB of
 # ImageNet latents, some minutes of a host's work.
 SHARD_RECORDS = 8192
+
+# For the other hosts' notes to show up in a shared folder: all shards are written by then.
+_STALL_SECONDS = 600.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,22 +87,28 @@ def generate(workdir: epath.Path, run: Run, output: Path, asked: Asked) -> tuple
     seed = config.seed if asked.seed is None else asked.seed
     guidance = config.evaluation.guidance if asked.guidance is None else asked.guidance
     plan = _plan(workdir, run, asked, seed, guidance)
-    folder = ResumableFolder(output, plan, asked.shard_records)
-    distributed.first_does(folder.open)
-
-    missing = _missing(folder)
-    if missing:
-        generator = Generator(run.experiment, run.autoencoder, guidance=guidance, seed=seed)
-        _make(generator, run.params, folder, missing, plan, asked.steps)
-        multihost_utils.sync_global_devices("pairs written")
+    hosts = Hosts(jax.process_index(), jax.process_count())
+    folder = ResumableFolder(output, plan, asked.shard_records, hosts)
     manifest = plan
+    with contextlib.ExitStack() as opened:
 
-    def finish() -> None:
-        nonlocal manifest
-        manifest = folder.finish()
+        def enter() -> None:
+            opened.enter_context(folder)
 
-    distributed.first_does(finish)
-    return manifest, sum(len(folder.records(number)) for number in missing)
+        def finish() -> None:
+            nonlocal manifest
+            manifest = folder.finish(max_rejected=0, stall_seconds=_STALL_SECONDS)
+
+        distributed.first_does(enter)
+        if hosts.index > 0:
+            enter()
+        missing = _missing(folder)
+        if missing:
+            generator = Generator(run.experiment, run.autoencoder, guidance=guidance, seed=seed)
+            _make(generator, run.params, folder, missing, plan, asked.steps)
+            multihost_utils.sync_global_devices("pairs written")
+        distributed.first_does(finish)
+    return manifest, sum(len(folder.images(number)) for number in missing)
 
 
 def flops(config: ConfigDict, asked: Asked) -> int:
@@ -142,9 +153,8 @@ def _plan(workdir: epath.Path, run: Run, asked: Asked, seed: int, guidance: floa
 
 def _missing(folder: ResumableFolder) -> list[int]:
     """The shards that are not done; each process looks at its part of them, all know the whole."""
-    mine = np.array_split(folder.numbers, jax.process_count())[jax.process_index()]
     found = np.zeros(len(folder.numbers), np.int32)
-    found[mine] = [not folder.is_done(int(number)) for number in mine]
+    found[folder.missing()] = 1
     gathered = np.asarray(multihost_utils.process_allgather(found))
     return np.flatnonzero(gathered.reshape(-1, len(found)).any(0)).tolist()
 
@@ -184,7 +194,7 @@ def _make(
         rows = {"index": FIRST_PAIR + indices, "label": balanced_labels_of(indices, num_classes)}
         return program(params, **partitioning.to_global(mesh, rows, batch_size))
 
-    total = sum(len(folder.records(number)) for number in missing)
+    total = sum(len(folder.images(number)) for number in missing)
     with progress_bar("pairs", total if jax.process_index() == 0 else 0) as advance:
         waiting = begin(0)
         records = np.empty(0, plan.record_dtype)
@@ -192,13 +202,13 @@ def _make(
             done, waiting = waiting, begin(turn + 1) if turn + 1 < num_turns else None
             if writes and turn < len(mine):
                 number, batch = mine[turn]
-                whole = folder.records(number)
+                whole = folder.images(number)
                 if batch.start == whole.start:
                     records = np.empty(len(whole), plan.record_dtype)
                 place = slice(batch.start - whole.start, batch.stop - whole.start)
                 _fill(records[place], done, batch, num_classes)
                 if batch.stop == whole.stop:
-                    folder.write(number, records)
+                    folder.write(number, records, ())
             else:
                 jax.block_until_ready(done)
             advance(sum(len(part[turn][1]) for part in schedules if turn < len(part)))
@@ -207,7 +217,7 @@ def _make(
 def _batches(folder: ResumableFolder, numbers: list[int], size: int) -> Iterator[tuple[int, range]]:
     """The shards one after the other, each in batches of at most `size` records."""
     for number in numbers:
-        records = folder.records(number)
+        records = folder.images(number)
         for first in range(records.start, records.stop, size):
             yield number, range(first, min(first + size, records.stop))
 

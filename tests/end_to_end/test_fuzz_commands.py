@@ -14,7 +14,10 @@ ROOT = Path(__file__).parents[2]
 
 # Nothing here can become a run: there are no records in the folder that it would start from.
 FLAGS = {
-    "data_pipeline.encode_latents": ("source", "autoencoder", "output", "shard_records", "flips"),
+    "data_pipeline.encode_latents": (
+        *("source", "autoencoder", "output", "shard_records", "flips", "preprocessing"),
+        *("image_size", "labels", "max_rejected", "workers", "hosts", "host", "verify"),
+    ),
     "shortcut_tpu.train": ("config", "workdir", "config.batch_size", "config.mesh.fsdp"),
     "shortcut_tpu.evaluate": ("workdir", "steps", "num_samples", "json", "ema", "step"),
     "shortcut_tpu.sample": ("workdir", "steps", "labels", "output", "seed", "ema", "columns"),

@@ -3,17 +3,16 @@
 import json
 import os
 from pathlib import Path
-import signal
 import subprocess
 import sys
-import time
 
+import jax
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
 import data_pipeline
-from data_pipeline import encode_latents
+from data_pipeline import resumable
 from data_pipeline.autoencoders import load_autoencoder
 from data_pipeline.encode_latents import encode
 from data_pipeline.errors import UserError
@@ -110,6 +109,17 @@ def test_std_and_flips(tmp_path, npz):
         np.testing.assert_allclose(values, expected[name], atol=1e-3, err_msg=name)
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_any_number_of_devices_makes_the_same_folder(tmp_path, monkeypatch, count):
+    digits = open_source("digits")
+    encode(digits, Halving(), tmp_path / "all", flips=True)
+    some = jax.local_devices()[:count]
+    assert len(jax.local_devices()) > len(some) == count
+    monkeypatch.setattr(jax, "local_devices", lambda: some)
+    encode(digits, Halving(), tmp_path / "some", flips=True)
+    assert contents(tmp_path / "all") == contents(tmp_path / "some")
+
+
 def test_two_runs_give_the_same_bytes_and_a_third_does_nothing(tmp_path):
     for folder in ("a", "b"):
         encode(open_source("digits"), IDENTITY, tmp_path / folder, shard_records=1000)
@@ -125,48 +135,22 @@ def test_broken_and_started_again_gives_the_same_bytes(tmp_path, npz, monkeypatc
     encode(source, IDENTITY, tmp_path / "unbroken", shard_records=150)
     written = []
 
-    def write_or_break(path, records):
+    def write_or_break(path, records, temporary):
         if len(written) == broken_at:
-            path.with_name(f".{path.name}.tmp").write_bytes(b"half")
+            temporary.write_bytes(b"half")
             raise KeyboardInterrupt
         written.append(path.name)
-        return real_write(path, records)
+        return real_write(path, records, temporary)
 
-    real_write = encode_latents.write_shard
+    real_write = resumable.write_shard
     with monkeypatch.context() as patch:
-        patch.setattr(encode_latents, "write_shard", write_or_break)
+        patch.setattr(resumable, "write_shard", write_or_break)
         with pytest.raises(KeyboardInterrupt):
             encode(source, IDENTITY, tmp_path / "broken", shard_records=150)
     assert len(written) == broken_at
     _, encoded = encode(source, IDENTITY, tmp_path / "broken", shard_records=150)
     assert encoded == 600 - 150 * broken_at
     assert contents(tmp_path / "broken") == contents(tmp_path / "unbroken")
-
-
-def test_kill_9_and_started_again_gives_the_same_bytes(tmp_path):
-    # 180 shards, so that there is time to meet a run in the middle.
-    arguments = ("--source=digits", "--shard_records=10")
-    encode(open_source("digits"), IDENTITY, tmp_path / "unbroken", shard_records=10)
-    output = tmp_path / "broken"
-    process = subprocess.Popen(
-        command(*arguments, f"--output={output}"),
-        cwd=ROOT,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 60
-    while not list(output.glob("shard-00005*")) and time.monotonic() < deadline:
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (output / "manifest.json").exists()
-    finished = {name for name in contents(output) if name.startswith("shard-")}
-    assert finished
-    done = run(*arguments, f"--output={output}")
-    assert done.returncode == 0, done.stderr
-    assert "of 1797 records in 180 shard(s)" in done.stdout
-    assert contents(output) == contents(tmp_path / "unbroken")
 
 
 def test_damaged_and_missing_shards_are_encoded_anew(tmp_path):
@@ -178,6 +162,22 @@ def test_damaged_and_missing_shards_are_encoded_anew(tmp_path):
     shards[3].write_bytes(shards[3].read_bytes()[:-5])
     _, encoded = encode(source, IDENTITY, tmp_path)
     assert encoded == 800
+    assert contents(tmp_path) == before
+
+
+def test_a_folder_made_before_shards_could_be_short(tmp_path):
+    """Its manifest does not say how many images a shard stands for: as many as it has records."""
+    encode(open_source("digits"), IDENTITY, tmp_path, shard_records=400)
+    before = contents(tmp_path)
+    manifest = json.loads(before["manifest.json"])
+    for key in ("shard_records", "rejected"):
+        del manifest["preprocessing"][key]
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    _, encoded = encode(open_source("digits"), IDENTITY, tmp_path)
+    assert encoded == 0
+    sorted(tmp_path.glob("shard-*"))[4].unlink()
+    _, encoded = encode(open_source("digits"), IDENTITY, tmp_path)
+    assert encoded == 197
     assert contents(tmp_path) == before
 
 
@@ -204,7 +204,7 @@ def test_unfinished_records_of_something_else_are_left_alone(tmp_path, monkeypat
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(encode_latents, "write_shard", fail)
+        patch.setattr(resumable, "write_shard", fail)
         with pytest.raises(KeyboardInterrupt):
             encode(open_source("digits"), IDENTITY, tmp_path, shard_records=400)
     with pytest.raises(UserError, match="shard_records is 400 there and 300 now"):
@@ -236,7 +236,10 @@ def test_command(tmp_path):
     assert again.stdout == f"{tmp_path}: already complete, 1797 records in 1 shard(s)\n"
     wrong = run("--source=movies:/x", f"--output={tmp_path}")
     assert wrong.returncode == 1
-    assert wrong.stderr == "error: unknown source kind 'movies'; the known ones are digits, npz\n"
+    assert wrong.stderr == (
+        "error: unknown source kind 'movies'; the known ones are digits, npz, imagefolder,"
+        " webdataset, parquet, arrayrecord\n"
+    )
     assert "--source=digits --autoencoder=identity --output=DIR" in run("--help").stdout
 
 
@@ -302,7 +305,7 @@ def test_npz_floats_and_bytes(tmp_path):
     [
         (open_source, "npz", "needs a path"),
         (open_source, "digits:x", "takes no path"),
-        (open_source, "", "unknown source kind ''; the known ones are digits, npz"),
+        (open_source, "", "unknown source kind ''; the known ones are digits, npz, image"),
         (load_autoencoder, "vae", "unknown autoencoder 'vae'; the known ones are identity"),
         (load_autoencoder, "identity:x", "takes no weights"),
     ],

@@ -17,6 +17,7 @@ figures are the compiler's and the chips' published peaks: nothing was run. With
 import os
 import sys
 from typing import Any
+import warnings
 
 # Before JAX wakes: this machine is no TPU host, and its compiler shall not ask for one.
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -178,6 +179,8 @@ def main() -> None:
     config = command.config()
     topology = Topology.parse(command.required("topology", "the pod, such as v5e-256"))
     compile_cache.enable(config.train.compile_cache)
+    # Without a TPU an entry is written and found again, but cannot be loaded.
+    warnings.filterwarnings("ignore", "Error reading persistent compilation cache entry")
     if flags.FLAGS.search:
         largest(config, topology)
     else:

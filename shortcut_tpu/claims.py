@@ -9,13 +9,16 @@ from collections.abc import Mapping
 _ONE_PHASE = ("flow_matching", "consistency_training", "live_reflow")
 
 
-def check(distances: Mapping[str, Mapping[int, float]]) -> list[str]:
+def check(
+    distances: Mapping[str, Mapping[int, float]], phases: Mapping[str, int] | None = None
+) -> list[str]:
     """A line for each claim that the distances can decide.
 
     Source: "One Step Diffusion via Shortcut Models" (arXiv 2410.12557, section 5.1 and Table 1).
 
     Args:
       distances: by method and number of sampling steps.
+      phases: by method, the trainings that follow each other.
     """
     lines = []
     shortcut = distances.get("shortcut", {})
@@ -34,6 +37,9 @@ def check(distances: Mapping[str, Mapping[int, float]]) -> list[str]:
             f"{_verdict(ratio <= 1.1)}  shortcut is within 10 % of flow matching at 128 steps: "
             f"{shortcut[128]:.3g} against {flow[128]:.3g}"
         )
+    if phases and "shortcut" in phases:
+        needed = phases["shortcut"]
+        lines.append(f"{_verdict(needed == 1)}  shortcut needs one phase of training: {needed}")
     return lines
 
 

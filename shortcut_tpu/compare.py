@@ -324,7 +324,7 @@ def main() -> None:
         say(*table(config.evaluation.protocol, steps, rows))
 
     means = {row.name: {n: mean for n, (mean, _) in row.distances.items()} for row in rows}
-    say(*claims.check(means))
+    say(*claims.check(means, {row.name: row.phases for row in rows}))
     if jax.process_index() == 0:
         figure = workdir / "distances.png"
         with figure.open("wb") as file:

@@ -191,7 +191,10 @@ def test_claims() -> None:
     assert beats_1.startswith("holds") and "9" in beats_1
     assert beats_4.startswith("FAILS")
     assert near_128.startswith("FAILS")
-    assert claims.check({"meanflow": {1: 1.0}}) == []
+    assert claims.check({"meanflow": {1: 1.0}}, {"meanflow": 1}) == []
+    (one_phase,) = claims.check({}, {"shortcut": 1, "reflow": 2})
+    assert one_phase.startswith("holds") and "one phase" in one_phase
+    assert claims.check({}, {"shortcut": 2})[0].startswith("FAILS")
 
 
 def test_parse_methods() -> None:

@@ -172,8 +172,10 @@ def test_loss_on_a_mesh(name: str, on_mesh: dict[str, dict[str, Any]]) -> None:
 
     To bfloat16's rounding; rows with another noise or another time would show in the first digits.
     """
-    for alone, mesh in on_mesh[name]["losses"].values():
-        assert mesh == pytest.approx(alone, rel=1e-3, nan_ok=True)
+    for part, (alone, mesh) in on_mesh[name]["losses"].items():
+        # A part may be the error of one row, and small beside the values that were rounded.
+        rel = 1e-3 if part == "loss" else 3e-2
+        assert mesh == pytest.approx(alone, rel=rel, nan_ok=True)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

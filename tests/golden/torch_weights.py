@@ -45,6 +45,11 @@ def inception_images() -> np.ndarray:
     return np.kron(images((2, 9, 9, 3)), np.ones((1, 12, 12, 1), np.float32))[:, :107, :107]
 
 
+def efficientnet_images() -> np.ndarray:
+    """Two images of coarse squares, [2, 224, 224, 3] in [-1, 1]."""
+    return np.kron(images((2, 7, 7, 3)), np.ones((1, 32, 32, 1), np.float32))
+
+
 KL_CONFIGS = {
     # As Stable Diffusion's, narrow.
     "kl4": {

@@ -1,109 +1,154 @@
 """Encodes a source of images into a folder of latent records.
 
 Stopped at any moment and started again, it keeps the finished shards, and the folder ends up with
-the same bytes as after an unbroken run. A damaged shard of a finished folder is encoded anew.
+the same bytes as after an unbroken run; so it does on any number of hosts that share the folder,
+each of which runs this command. A damaged shard of a finished folder is encoded anew. Images that
+cannot be used are listed in DIR/rejected.jsonl.
 
 Usage:
     $ python -m data_pipeline.encode_latents --source=digits --autoencoder=identity --output=DIR
-    $ python -m data_pipeline.encode_latents --source=npz:images.npz --output=DIR --flips
+    $ python -m data_pipeline.encode_latents --source=imagefolder:ILSVRC/train --image_size=256 \\
+        --autoencoder=sd-vae-ft-mse:WEIGHTS --flips --max_rejected=10 --output=DIR
+    $ python -m data_pipeline.encode_latents --verify --output=DIR
+
+Sources:
+    digits                 scikit-learn's 8x8 digits
+    npz:FILE               arrays `images` [N, H, W, C] and `labels` [N], used as they are
+    imagefolder:DIR        a folder a class (ILSVRC's train); or a flat one, with labels.txt or
+                           --labels (ILSVRC's val), or without any: one class
+    webdataset:SHARDS      tar files, such as train-{0000..1023}.tar, of images with .cls or .json
+    parquet:FILES          Hugging Face's columns `image` and `label`
+    arrayrecord:FILES      TFDS's examples with `image` and `label`
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
-import json
+from collections.abc import Sequence
 from pathlib import Path
-import shutil
-from typing import Any
+from typing import TYPE_CHECKING
 
 from absl import app, flags
-import jax
 import numpy as np
 
-from data_pipeline import manifest as manifest_lib
-from data_pipeline.autoencoders import Autoencoder, load_autoencoder
 from data_pipeline.command_line import parse_flags, required
+from data_pipeline.decoding import Rejected, default_workers, open_reader
 from data_pipeline.errors import UserError, exit_on_user_error
+from data_pipeline.hosts import Hosts, find_hosts
+from data_pipeline.images import RESIZES, Preprocessing
 from data_pipeline.progress import progress_bar
-from data_pipeline.records import Field, Manifest, Shard, file_sha256, write_shard
-from data_pipeline.sources import Source, open_source
+from data_pipeline.records import Field, Manifest
+from data_pipeline.resumable import ResumableFolder, check_rejected
+from data_pipeline.sources import EncodedSource, Source, open_source
 
-_NOTES = "unfinished"  # Holds the plan and a note on every finished shard until all are there.
-_MAX_BATCH = 256
-# An SD VAE takes about 1.5 KiB a pixel to encode: 32 images of 256x256 are 3 GiB.
-_BATCH_PIXELS = 2**21
+if TYPE_CHECKING:
+    from data_pipeline.autoencoders import Autoencoder
 
-# A shard is whole in memory before it is written, 2 GiB of the largest ImageNet latents; smaller
-# ones make more files, and batches drawn from more files read more slowly.
-SHARD_RECORDS = 65536
+# JAX is imported where it is needed: each decoding process imports this file.
 
-EncodeFn = Callable[[np.ndarray], tuple[Any, Any]]
+# A shard is whole in memory before it is written, half a GiB of the largest ImageNet latents. More
+# of them let more hosts help and lose less to a kill; batches drawn from more files read more
+# slowly.
+SHARD_RECORDS = 16384
+
+_DEFAULT_IMAGE_SIZE = 256
+_STALL_SECONDS = 1800.0
 
 
 def encode(
-    source: Source,
-    autoencoder: Autoencoder,
+    source: Source | EncodedSource,
+    autoencoder: "Autoencoder",
     output: Path,
     *,
     shard_records: int = SHARD_RECORDS,
     flips: bool = False,
+    preprocessing: Preprocessing | None = None,
+    workers: int = 0,
+    max_rejected: int = 0,
+    hosts: Hosts | None = None,
+    stall_seconds: float = _STALL_SECONDS,
 ) -> tuple[Manifest, int]:
-    """Encodes all images of a source; keeps the shards that are there already.
+    """Encodes all images of a source, or this host's share; keeps the shards that are there.
 
     Args:
         source: the images.
         autoencoder: what encodes them.
         output: the folder; made if need be.
-        shard_records: records a shard; the last one takes what is left. A finished folder keeps
+        shard_records: images a shard; the last one takes what is left. A finished folder keeps
             the size it has.
         flips: whether the latents of the mirrored images are kept as well.
+        preprocessing: what becomes of image files; ADM's to 256x256 by default.
+        workers: processes that decode image files; 0 for none but this one.
+        max_rejected: how many images may be left out for being unreadable.
+        hosts: this host among those that do the same; this one alone by default.
+        stall_seconds: how long to wait for other hosts that give no sign of life.
 
     Returns:
-        The manifest, which is written last, and how many records had to be encoded.
+        The manifest, which is written last, and how many images this host had to encode.
 
     Raises:
-        UserError: the folder holds records of something else, or cannot be written.
+        UserError: the folder holds records of something else or cannot be written, too many
+            images cannot be used, or another host is gone.
     """
-    if shard_records < 1:
-        raise UserError(f"shard_records must be at least 1, not {shard_records}")
-    plan = _plan(source, autoencoder, flips)
-    done, shard_records = _open_output(output, plan, shard_records)
-    num_shards = -(-len(source) // shard_records)
-    paths = [
-        output / f"shard-{number:05d}-of-{num_shards:05d}.array_record"
-        for number in range(num_shards)
-    ]
-    shards = {path: done[path.name] for path in paths if _is_intact(path, done.get(path.name))}
-    ranges = {
-        path: (number * shard_records, min((number + 1) * shard_records, len(source)))
-        for number, path in enumerate(paths)
-        if path not in shards
+    from data_pipeline.encoder import Encoder
+
+    preprocessing = preprocessing or Preprocessing("adm", _DEFAULT_IMAGE_SIZE)
+    hosts = hosts or Hosts()
+    plan = _plan(source, autoencoder, flips, preprocessing)
+    encoder = Encoder(autoencoder, tuple(plan.autoencoder["image_shape"]), flips)
+    with ResumableFolder(output, plan, shard_records, hosts) as folder:
+        missing = folder.missing()
+        mine = sum(len(folder.images(number)) for number in missing)
+        # Batches never straddle shards: a record's bytes must not depend on where a run was broken.
+        ranges = [
+            batch
+            for number in missing
+            for batch in _split(folder.images(number), encoder.batch_size)
+        ]
+        records = np.empty(0, plan.record_dtype)
+        rejected: list[Rejected] = []
+        with (
+            progress_bar("images", mine) as advance,
+            open_reader(source, preprocessing, workers if mine else 0) as reader,
+        ):
+            for batch, latents in encoder.encode(reader.batches(ranges)):
+                number = folder.number_of(batch.first)
+                images = folder.images(number)
+                if batch.first == images.start:
+                    records, rejected = np.empty(len(images), plan.record_dtype), []
+                if batch.rejected:
+                    rejected += batch.rejected
+                    _refuse_too_many(folder, rejected, output, max_rejected)
+                rows = slice(batch.first - images.start, batch.first - images.start + len(batch))
+                for name, values in latents.items():
+                    records[name][rows] = values
+                records["label"][rows] = batch.labels
+                advance(len(batch))
+                if rows.stop == len(images):
+                    kept = np.ones(len(images), bool)
+                    kept[[image.index - images.start for image in rejected]] = False
+                    folder.write(number, records[kept], rejected)
+                else:
+                    folder.report(number, rows.stop)
+        manifest = folder.finish(max_rejected, stall_seconds)
+    return manifest, mine
+
+
+def _plan(
+    source: Source | EncodedSource,
+    autoencoder: "Autoencoder",
+    flips: bool,
+    preprocessing: Preprocessing,
+) -> Manifest:
+    """The manifest to be, without its shards; num_records counts the images."""
+    how: dict[str, object] = {
+        "source": source.name,
+        "source_digest": source.digest,
+        "flips": flips,
     }
-    missing = sum(stop - start for start, stop in ranges.values())
-    # One batch size for the jitted function, and batches that never straddle shards: a record's
-    # bytes must not depend on where a run was broken.
-    encode_fn = jax.jit(autoencoder.encode)
-    batch = _batch_size(source.image_shape)
-    with progress_bar("images", missing) as advance:
-        for path, (start, stop) in ranges.items():
-            records = np.empty(stop - start, plan.record_dtype)
-            for first in range(start, stop, batch):
-                end = min(first + batch, stop)
-                _fill(records[first - start : end - start], source, first, encode_fn, batch)
-                advance(end - first)
-            shards[path] = write_shard(path, records)
-            if (output / _NOTES).is_dir():
-                note = output / _NOTES / f"{path.name}.json"
-                manifest_lib.write_json(note, asdict(shards[path]))
-    manifest = replace(plan, shards=tuple(shards[path] for path in paths))
-    if missing or (output / _NOTES).is_dir():
-        manifest.save(output)
-        shutil.rmtree(output / _NOTES, ignore_errors=True)
-    return manifest, missing
-
-
-def _plan(source: Source, autoencoder: Autoencoder, flips: bool) -> Manifest:
-    """The manifest to be, without its shards."""
-    latent_shape = autoencoder.latent_shape(source.image_shape)
+    if isinstance(source, Source):
+        image_shape = source.image_shape
+    else:
+        image_shape = (preprocessing.size, preprocessing.size, 3)
+        how["resize"] = preprocessing.name
+    latent_shape = autoencoder.latent_shape(image_shape)
     names = ["mean"] if autoencoder.deterministic else ["mean", "std"]
     names += [f"{name}_flipped" for name in names if flips]
     return Manifest(
@@ -118,105 +163,46 @@ def _plan(source: Source, autoencoder: Autoencoder, flips: bool) -> Manifest:
             "scale": autoencoder.scale,
             "deterministic": autoencoder.deterministic,
             "latent_shape": list(latent_shape),
-            "image_shape": list(source.image_shape),
+            "image_shape": list(image_shape),
         },
-        preprocessing={"source": source.name, "source_digest": source.digest, "flips": flips},
+        preprocessing=how,
         class_names=source.class_names,
         num_records=len(source),
     )
 
 
-def _open_output(output: Path, plan: Manifest, shard_records: int) -> tuple[dict[str, Shard], int]:
-    """Finds what a folder holds already, or makes it.
-
-    Returns:
-        The shards said to be finished, by file name, and the records a shard.
-    """
-    if (output / manifest_lib.FILE_NAME).exists():
-        there = Manifest.load(output)
-        _require_same(output, asdict(replace(there, shards=())), asdict(plan))
-        return {shard.file: shard for shard in there.shards}, there.shards[0].num_records
-    notes = output / _NOTES
-    content = asdict(plan) | {"shard_records": shard_records}
-    try:
-        notes.mkdir(parents=True, exist_ok=True)
-        if not (notes / "plan.json").exists():
-            manifest_lib.write_json(notes / "plan.json", content)
-        _require_same(output, json.loads((notes / "plan.json").read_text("utf-8")), content)
-        found = [
-            Shard(**json.loads(note.read_text("utf-8")))
-            for note in notes.glob("*.array_record.json")
-        ]
-    except (OSError, TypeError, ValueError) as error:
-        raise UserError(f"{output}: cannot be used: {error}") from None
-    return {shard.file: shard for shard in found}, shard_records
+def _split(images: range, size: int) -> list[range]:
+    return [images[start : start + size] for start in range(0, len(images), size)]
 
 
-def _require_same(output: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
-    """Raises a UserError that names the differences, if any, between two plans."""
-    flat_there, flat_here = _flatten(there), _flatten(here)
-    differences = [
-        f"{key} is {flat_there.get(key, ''):.60} there and {value:.60} now"
-        for key, value in flat_here.items()
-        if flat_there.get(key) != value
-    ]
-    if differences:
-        raise UserError(
-            f"{output}: holds records of something else ({'; '.join(differences)}); choose another"
-            " --output or delete that folder"
-        )
-
-
-def _flatten(plan: dict[str, Any]) -> dict[str, str]:
-    """A plan as one level of texts, so that tuples and JSON's lists compare equal."""
-    flat: dict[str, str] = {}
-    for key, value in plan.items():
-        inner = value.items() if isinstance(value, dict) else [(key, value)]
-        flat.update((name, json.dumps(item)) for name, item in inner)
-    return flat
-
-
-def _is_intact(path: Path, shard: Shard | None) -> bool:
-    """Whether a shard was finished, and its file is still the one that was written."""
-    return shard is not None and path.is_file() and file_sha256(path) == shard.sha256
-
-
-def _batch_size(image_shape: tuple[int, ...]) -> int:
-    """How many images are encoded at once: a function of their size alone, as bytes must be."""
-    return max(min(_BATCH_PIXELS // (image_shape[0] * image_shape[1]), _MAX_BATCH), 1)
-
-
-def _fill(
-    records: np.ndarray, source: Source, first: int, encode_fn: EncodeFn, batch_size: int
+def _refuse_too_many(
+    folder: ResumableFolder, rejected: Sequence[Rejected], output: Path, max_rejected: int
 ) -> None:
-    """Encodes the images from number `first` on into records [n], n at most `batch_size`."""
-    images, labels = source.read(first, first + len(records))
-    images = np.pad(images, [(0, batch_size - len(images)), (0, 0), (0, 0), (0, 0)])
-    names = records.dtype.names or ()
-    for suffix, batch in (("", images), ("_flipped", images[:, :, ::-1])):
-        if f"mean{suffix}" not in names:
-            continue
-        for name, latents in zip(("mean", "std"), encode_fn(batch), strict=True):
-            if latents is None:
-                continue
-            with np.errstate(over="ignore"):  # Shows as infinity, which the next line reports.
-                stored = np.asarray(latents)[: len(records)].astype(np.float16)
-            if not np.isfinite(stored).all():
-                raise UserError(
-                    f"the {name} of an image from number {first} to {first + len(records) - 1} is"
-                    " not a finite float16; are these the autoencoder's weights?"
-                )
-            records[name + suffix] = stored
-    records["label"] = labels
+    """Lists the rejected images and raises a UserError where they are too many."""
+    known = sorted([*folder.rejected(), *rejected], key=lambda image: image.index)
+    if len(known) > max_rejected:
+        folder.list_rejected(known)
+    check_rejected(output, known, max_rejected)
 
 
 def _define_flags() -> None:
     # Not at import: other commands have flags of the same names.
-    flags.DEFINE_string("source", None, "The images, KIND or KIND:PATH: digits, npz:FILE.")
+    flags.DEFINE_string("source", None, "The images, KIND or KIND:PATH; see above.")
     flags.DEFINE_string("autoencoder", "identity", "What encodes them, NAME[:WEIGHTS].")
-    flags.DEFINE_string("output", None, "The folder for the records.")
-    flags.DEFINE_integer("shard_records", SHARD_RECORDS, "Records a shard.", lower_bound=1)
+    flags.DEFINE_string("output", None, "The folder for the records; all hosts must share it.")
+    flags.DEFINE_integer(
+        "image_size", None, f"Side of the square pictures; {_DEFAULT_IMAGE_SIZE} by default.", 1
+    )
+    flags.DEFINE_enum("preprocessing", "adm", sorted(RESIZES), "How images are made square.")
+    flags.DEFINE_string("labels", None, "File of lines NAME CLASS for a flat image folder.")
     flags.DEFINE_bool("flips", False, "Whether to keep the latents of the mirrored images too.")
+    flags.DEFINE_integer("shard_records", SHARD_RECORDS, "Images a shard.", 1)
+    flags.DEFINE_integer("max_rejected", 0, "Unreadable images to do without; more stop it.", 0)
+    flags.DEFINE_integer("workers", None, "Decoding processes; one a processor by default.", 0)
+    flags.DEFINE_bool("verify", False, "Whether to read every record back; needs no --source.")
+    flags.DEFINE_integer("host", None, "Number of this host, where the launcher does not tell.")
+    flags.DEFINE_integer("hosts", None, "How many hosts run this command on one --output.")
+    flags.DEFINE_float("stall_seconds", _STALL_SECONDS, "Patience with hosts that stand still.", 0)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -224,14 +210,29 @@ def main(argv: Sequence[str]) -> None:
     if argv[1:]:
         raise UserError(f"unknown argument {argv[1]!r}; see --help")
     values = flags.FLAGS
-    source = required("source", "the images, such as digits or npz:FILE")
     output = required("output", "the folder for the records")
+    source = required("source", "the images, such as digits or imagefolder:DIR")
+    from data_pipeline.autoencoders import load_autoencoder
+
+    hosts = find_hosts(values.host, values.hosts)
+    images = open_source(source, values.labels)
+    if isinstance(images, Source) and values.image_size not in (None, images.image_shape[0]):
+        raise UserError(
+            f"--image_size={values.image_size}: the images of {source} are arrays of"
+            f" {images.image_shape[0]}x{images.image_shape[1]} pixels, which are used as they are"
+        )
+    workers = default_workers() if values.workers is None else values.workers
     manifest, encoded = encode(
-        open_source(source),
+        images,
         load_autoencoder(values.autoencoder),
         Path(output),
         shard_records=values.shard_records,
         flips=values.flips,
+        preprocessing=Preprocessing(values.preprocessing, values.image_size or _DEFAULT_IMAGE_SIZE),
+        workers=workers,
+        max_rejected=values.max_rejected,
+        hosts=hosts,
+        stall_seconds=values.stall_seconds,
     )
     held = f"{manifest.num_records} records in {len(manifest.shards)} shard(s)"
     if encoded:

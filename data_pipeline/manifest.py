@@ -55,7 +55,9 @@ class Manifest:
         shards: the files, in the order of the record indices.
         autoencoder: name, digest, scale, deterministic, latent_shape and image_shape. Stored
             latents are not scaled: the model sees mean * scale.
-        preprocessing: the source, its digest, and whether flips are kept.
+        preprocessing: the source, its digest, and whether flips are kept; of image files also how
+            they were resized. `shard_records` is how many images each shard stands for, and
+            `rejected` how many of all have no record.
         class_names: the name of every label, by label.
         num_records: how many records the shards hold together.
         format_version: the version of this format; a reader refuses those it does not know.
@@ -167,13 +169,18 @@ class Manifest:
             raise ValueError(f"the autoencoder's scale is {self.autoencoder['scale']}")
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: Any, suffix: str = ".tmp") -> None:
     """Writes indented JSON, whole or not at all; the same content gives the same bytes.
+
+    Args:
+        path: the file.
+        content: what JSON can hold.
+        suffix: what the temporary file beside it ends in; each of several writers needs its own.
 
     Raises:
         UserError: the file cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}{suffix}")
     try:
         with temporary.open("w", encoding="utf-8") as file:
             json.dump(content, file, indent=2)

@@ -59,17 +59,18 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_shard(path: Path, records: np.ndarray) -> Shard:
+def write_shard(path: Path, records: np.ndarray, temporary: Path | None = None) -> Shard:
     """Writes records into an ArrayRecord file, whole or not at all.
 
     Args:
         path: the file; it appears, or is replaced, only once all of it is on the disk.
         records: [n] of a manifest's `record_dtype`.
+        temporary: where it is written first, on the same disk; beside it by default.
 
     Raises:
         UserError: the file cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = temporary or path.with_name(f".{path.name}.tmp")
     size = records.dtype.itemsize
     raw = np.ascontiguousarray(records).view(np.uint8).data
     try:

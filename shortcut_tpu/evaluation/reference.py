@@ -159,10 +159,32 @@ def _moments(
     return found
 
 
+def holds_statistics(path: epath.PathLike) -> bool:
+    """Whether an npz file has `mu` and `sigma`.
+
+    Raises:
+      UserError: the file is missing or damaged.
+    """
+    return {"mu", "sigma"} <= set(_names(path))
+
+
 def holds_images(path: epath.PathLike) -> bool:
-    """Whether a readable npz file has images besides statistics, as ADM's has."""
-    with epath.Path(path).open("rb") as file, zipfile.ZipFile(file) as archive:
-        return "arr_0.npy" in archive.namelist()
+    """Whether an npz file has images besides statistics, as ADM's has.
+
+    Raises:
+      UserError: the file is missing or damaged.
+    """
+    return "arr_0" in _names(path)
+
+
+def _names(path: epath.PathLike) -> list[str]:
+    try:
+        with epath.Path(path).open("rb") as file, zipfile.ZipFile(file) as archive:
+            return [name.removesuffix(".npy") for name in archive.namelist()]
+    except OSError as error:
+        raise unreadable(path, error) from None
+    except zipfile.BadZipFile as error:
+        raise UserError(f"{path}: not a readable npz archive: {error}") from None
 
 
 def read_arrays(path: epath.PathLike, skip: tuple[str, ...] = ()) -> dict[str, np.ndarray]:

@@ -13,7 +13,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 import data_pipeline
-from data_pipeline import encode_latents
+from data_pipeline import resumable
 from data_pipeline.autoencoders import load_autoencoder
 from data_pipeline.encode_latents import encode
 from data_pipeline.errors import UserError
@@ -125,16 +125,16 @@ def test_broken_and_started_again_gives_the_same_bytes(tmp_path, npz, monkeypatc
     encode(source, IDENTITY, tmp_path / "unbroken", shard_records=150)
     written = []
 
-    def write_or_break(path, records):
+    def write_or_break(path, records, temporary):
         if len(written) == broken_at:
-            path.with_name(f".{path.name}.tmp").write_bytes(b"half")
+            temporary.write_bytes(b"half")
             raise KeyboardInterrupt
         written.append(path.name)
-        return real_write(path, records)
+        return real_write(path, records, temporary)
 
-    real_write = encode_latents.write_shard
+    real_write = resumable.write_shard
     with monkeypatch.context() as patch:
-        patch.setattr(encode_latents, "write_shard", write_or_break)
+        patch.setattr(resumable, "write_shard", write_or_break)
         with pytest.raises(KeyboardInterrupt):
             encode(source, IDENTITY, tmp_path / "broken", shard_records=150)
     assert len(written) == broken_at
@@ -204,7 +204,7 @@ def test_unfinished_records_of_something_else_are_left_alone(tmp_path, monkeypat
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(encode_latents, "write_shard", fail)
+        patch.setattr(resumable, "write_shard", fail)
         with pytest.raises(KeyboardInterrupt):
             encode(open_source("digits"), IDENTITY, tmp_path, shard_records=400)
     with pytest.raises(UserError, match="shard_records is 400 there and 300 now"):
@@ -236,7 +236,10 @@ def test_command(tmp_path):
     assert again.stdout == f"{tmp_path}: already complete, 1797 records in 1 shard(s)\n"
     wrong = run("--source=movies:/x", f"--output={tmp_path}")
     assert wrong.returncode == 1
-    assert wrong.stderr == "error: unknown source kind 'movies'; the known ones are digits, npz\n"
+    assert wrong.stderr == (
+        "error: unknown source kind 'movies'; the known ones are digits, npz, imagefolder,"
+        " webdataset, parquet, arrayrecord\n"
+    )
     assert "--source=digits --autoencoder=identity --output=DIR" in run("--help").stdout
 
 
@@ -302,7 +305,7 @@ def test_npz_floats_and_bytes(tmp_path):
     [
         (open_source, "npz", "needs a path"),
         (open_source, "digits:x", "takes no path"),
-        (open_source, "", "unknown source kind ''; the known ones are digits, npz"),
+        (open_source, "", "unknown source kind ''; the known ones are digits, npz, image"),
         (load_autoencoder, "vae", "unknown autoencoder 'vae'; the known ones are identity"),
         (load_autoencoder, "identity:x", "takes no weights"),
     ],

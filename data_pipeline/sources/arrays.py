@@ -1,50 +1,18 @@
-"""Labelled images, by `KIND` or `KIND:PATH`.
+"""Sources of arrays of one shape: scikit-learn's digits and numpy archives.
 
 Usage:
-    source = open_source("digits")            # scikit-learn's digits
-    source = open_source("npz:images.npz")    # a numpy archive with `images` and `labels`
-    images, labels = source.read(0, 256)      # [256, H, W, C] float32 in [-1, 1], [256] int32
+    source = open_npz("images.npz")
+    images, labels = source.read(0, 256)  # [256, H, W, C] float32 in [-1, 1], [256] int32
 """
 
 from collections.abc import Callable
 import hashlib
 from pathlib import Path
-from typing import Protocol
 import zipfile
 
 import numpy as np
 
 from data_pipeline.errors import UserError
-
-
-class Source(Protocol):
-    """Labelled images of one shape, in an order that never changes."""
-
-    @property
-    def name(self) -> str:
-        """A name for people, such as digits or npz:images.npz."""
-
-    @property
-    def digest(self) -> str:
-        """Tells this source from others by what it holds, wherever it lies."""
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """The name of every label, by label."""
-
-    @property
-    def image_shape(self) -> tuple[int, ...]:
-        """The shape [H, W, C] of every image."""
-
-    def __len__(self) -> int:
-        """How many images there are."""
-
-    def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """Reads images start..stop-1.
-
-        Returns:
-            Images [n, H, W, C] float32 in [-1, 1] and labels [n] int32.
-        """
 
 
 class ArraySource:
@@ -82,24 +50,12 @@ class ArraySource:
         return len(self._images)
 
     def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """See `Source.read`."""
+        """See `base.Source.read`."""
         images = self._to_unit(self._images[start:stop]).astype(np.float32)
         return images, self._labels[start:stop].astype(np.int32)
 
 
-def open_source(spec: str) -> Source:
-    """Opens the source that `KIND` or `KIND:PATH` names.
-
-    Raises:
-        UserError: the kind is unknown, or the path does not hold what the kind expects.
-    """
-    kind, _, path = spec.partition(":")
-    if kind not in _KINDS:
-        raise UserError(f"unknown source kind {kind!r}; the known ones are {', '.join(_KINDS)}")
-    return _KINDS[kind](path)
-
-
-def _open_digits(path: str) -> Source:
+def open_digits(path: str) -> ArraySource:
     """The 1797 digits of 8x8 pixels that scikit-learn carries."""
     if path:
         raise UserError(f"source digits takes no path, but {path!r} was given")
@@ -115,10 +71,8 @@ def _open_digits(path: str) -> Source:
     )
 
 
-def _open_npz(path: str) -> Source:
+def open_npz(path: str) -> ArraySource:
     """A numpy archive: `images` [N, H, W, C], uint8 or floats in [-1, 1], and `labels` [N]."""
-    if not path:
-        raise UserError("source npz needs a path: --source=npz:PATH")
     try:
         # np.load leaves a file that it opened itself open where the archive is broken.
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
@@ -153,6 +107,3 @@ def _bytes_to_unit(pixels: np.ndarray) -> np.ndarray:
 
 def _already_unit(pixels: np.ndarray) -> np.ndarray:
     return pixels
-
-
-_KINDS: dict[str, Callable[[str], Source]] = {"digits": _open_digits, "npz": _open_npz}

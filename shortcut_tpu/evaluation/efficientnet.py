@@ -66,50 +66,41 @@ def network(layers: Layers, images: jax.Array) -> jax.Array:
     """Images [n, 224, 224, 3] in [-1, 1] to features [n, 1280], averaged over the last map."""
     # From 0 .. 255 the network was trained on (x - 127) / 128.
     x = (images * 127.5 + 0.5) / 128
-    x = _conv(layers, x, "_conv_stem", "_bn0", 32, 3, stride=2)
+    x = layers.at("_conv_stem").conv(x, 32, stride=2, padding=_same(3, 2), bias=False)
+    x = _activate(layers.at("_bn0"), x)
     index = 0
     for repeats, kernel, stride, expansion, channels in _STAGES:
         for repeat in range(repeats):
             block = layers.at("_blocks", index)
             x = _block(block, x, kernel, 1 if repeat else stride, expansion, channels)
             index += 1
-    return _conv(layers, x, "_conv_head", "_bn1", FEATURES, 1).mean((1, 2))
+    x = layers.at("_conv_head").conv(x, FEATURES, size=1, bias=False)
+    return _activate(layers.at("_bn1"), x).mean((1, 2))
 
 
 def _block(
     layers: Layers, x: jax.Array, kernel: int, stride: int, expansion: int, channels: int
 ) -> jax.Array:
     """An inverted bottleneck: wider, mixed in space channel by channel, and narrow again."""
-    wide = x.shape[-1] * expansion
     hidden = x
     if expansion > 1:
-        hidden = _conv(layers, hidden, "_expand_conv", "_bn0", wide, 1)
-    hidden = _conv(
-        layers, hidden, "_depthwise_conv", "_bn1", wide, kernel, stride=stride, groups=wide
-    )
+        hidden = layers.at("_expand_conv").conv(x, x.shape[-1] * expansion, size=1, bias=False)
+        hidden = _activate(layers.at("_bn0"), hidden)
+    hidden = layers.at("_depthwise_conv").depthwise(hidden, kernel, stride, _same(kernel, stride))
+    hidden = _activate(layers.at("_bn1"), hidden)
     hidden = layers.at("_project_conv").conv(hidden, channels, size=1, bias=False)
     hidden = layers.at("_bn2").batch_norm(hidden, _EPSILON)
     return hidden + x if stride == 1 and x.shape[-1] == channels else hidden
 
 
-def _conv(
-    layers: Layers,
-    x: jax.Array,
-    name: str,
-    norm: str,
-    outputs: int,
-    size: int,
-    *,
-    stride: int = 1,
-    groups: int = 1,
-) -> jax.Array:
-    """Convolution, batch normalisation, ReLU6."""
-    # TensorFlow pads maps of even sides, which all of these are, more at the end than before.
-    padding = (size // 2 - (stride - 1), size // 2)
-    x = layers.at(name).conv(
-        x, outputs, size=size, stride=stride, padding=padding, groups=groups, bias=False
-    )
-    return jax.nn.relu6(layers.at(norm).batch_norm(x, _EPSILON))
+def _activate(layers: Layers, x: jax.Array) -> jax.Array:
+    """Batch normalisation and ReLU6."""
+    return jax.nn.relu6(layers.batch_norm(x, _EPSILON))
+
+
+def _same(kernel: int, stride: int) -> tuple[int, int]:
+    """TensorFlow's padding of even sides, which all maps here have: more at the end."""
+    return kernel // 2 - (stride - 1), kernel // 2
 
 
 def weight_shapes() -> dict[str, Shape]:

@@ -85,7 +85,7 @@ class ImageProgram:
 
     def _start(self, batches: Iterable[np.ndarray]) -> Iterator[Any]:
         size = 0
-        for batch in batches:
+        for batch in filter(len, batches):
             size = max(size, len(batch))
             # A short last batch is filled up, so that it needs no program of its own.
             rows = np.pad(batch, ((0, size - len(batch)), *((0, 0),) * (batch.ndim - 1)), "edge")

@@ -24,7 +24,7 @@ from shortcut_tpu.observability.console import say
 class Unfinished:
     """The sums of one evaluation, on the first host; others have nothing to do with it."""
 
-    def __init__(self, workdir: epath.Path, key: Mapping[str, Any], every_seconds: float = 60):
+    def __init__(self, workdir: epath.PathLike, key: Mapping[str, Any], every_seconds: float = 60):
         """Nothing is read or written yet.
 
         Args:
@@ -35,7 +35,7 @@ class Unfinished:
         content = json.dumps(dict(key), sort_keys=True)
         self.key = hashlib.sha256(content.encode()).hexdigest()
         self._content = content
-        self._folder = workdir / "evaluations" / "unfinished" / self.key[:16]
+        self._folder = epath.Path(workdir) / "evaluations" / "unfinished" / self.key[:16]
         self._every_seconds = every_seconds
         self._saved = time.monotonic()
 

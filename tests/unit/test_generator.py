@@ -12,6 +12,7 @@ from shortcut_tpu.evaluation.distances import GaussianStatistics, frechet_distan
 from shortcut_tpu.evaluation.evaluator import make_evaluator
 from shortcut_tpu.evaluation.generator import make_generator, sample_noise, unit_to_uint8
 from shortcut_tpu.evaluation.labels import balanced_labels, make_labels
+from shortcut_tpu.evaluation.unfinished import Unfinished
 from shortcut_tpu.experiment import Experiment
 
 IDENTITY = load_autoencoder("identity")
@@ -62,15 +63,18 @@ def test_labels_are_functions_of_the_seed_and_the_index(digits_path):
         make("fair", 10)
 
 
-def test_distance_counts_every_sample_once_and_clips(tiny_config, devices):
+def test_distance_counts_every_sample_once_and_survives_a_kill(tiny_config, devices, tmp_path):
     """70 samples in batches of 40 over 8 devices: the last batch is filled up and cut.
 
     The reference is all 1797 digits as vectors in [-1, 1].
     """
     experiment = Experiment.from_config(tiny_config, devices)
-    evaluator = make_evaluator(
-        make_generator(experiment, IDENTITY), IDENTITY, protocol="fd_pixel", num_samples=70
-    )
+    generator = make_generator(experiment, IDENTITY)
+
+    def evaluator_of(**more):
+        return make_evaluator(generator, IDENTITY, protocol="fd_pixel", num_samples=70, **more)
+
+    evaluator = evaluator_of()
     pixels = LatentReader(tiny_config.data.path).read(np.arange(1797))["mean"]
     assert (pixels.min(), pixels.max()) == (-1, 1)
     reference = GaussianStatistics.empty(64).add(pixels.reshape(1797, 64))
@@ -81,6 +85,22 @@ def test_distance_counts_every_sample_once_and_clips(tiny_config, devices):
     assert evaluator.distance(params, 2, steps.append) == pytest.approx(expected, rel=1e-6)
     assert steps == [0, 80, 60]
     assert evaluator.reference.images == 1797
+
+    def killed(more):
+        if more:
+            raise KeyboardInterrupt
+
+    def unfinished(facts):
+        return Unfinished(tmp_path, facts, every_seconds=0)
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluator_of(unfinished=unfinished).distance(params, 2, killed)
+    again, resumed = evaluator_of(unfinished=unfinished), []
+    assert again.distance(params, 2, resumed.append) == evaluator.distance(params, 2)
+    # The 40 samples of before the kill are not made again, and then none is.
+    assert resumed == [80, 60]
+    assert again.distance(params, 2, resumed.append) == evaluator.distance(params, 2)
+    assert resumed[2:] == [140]
 
 
 def test_what_cannot_be_measured_is_refused(tiny_config, devices):

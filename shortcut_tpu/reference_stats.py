@@ -65,7 +65,7 @@ def main() -> None:
     if Path(source).suffix == ".npz" and ":" not in source:
         reference = from_npz(source, features, one_mesh())
     else:
-        if ":" not in source:
+        if ":" not in source and source != "digits":
             source = f"imagefolder:{source}"
         opened = open_source(source)
         reference = from_source(

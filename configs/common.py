@@ -147,8 +147,16 @@ def get_config() -> ConfigDict:
     config.evaluation.num_samples = 50_000
     # Samples a program run, over all devices.
     config.evaluation.batch_size = 256
-    # Distance: fd_pixel, the Frechet distance of decoded pixels in [-1, 1].
+    # What is measured, and how: adm, official or jax-fid (FID by Inception), fd_efficientnet, or
+    # fd_pixel, the Frechet distance of decoded pixels; `shortcut_tpu/evaluation/protocols.py`.
     config.evaluation.protocol = "fd_pixel"
+    # Its network's weights, NAME:FILE, such as inception:FILE; empty where a package carries them.
+    config.evaluation.features = ""
+    # Statistics of real images, an npz; empty for the run's own records, decoded.
+    config.evaluation.reference = ""
+    # Classes of samples: balanced, random, or data, as often as the records have them; empty for
+    # the protocol's.
+    config.evaluation.class_balance = ""
     # Classifier-free guidance while sampling; 1 for none.
     config.evaluation.guidance = 1.0
 

@@ -26,6 +26,7 @@ from ml_collections import ConfigDict
 import numpy as np
 from PIL import Image
 
+from data_pipeline import staging
 from data_pipeline.autoencoders import load_autoencoder
 from data_pipeline.errors import UserError
 from data_pipeline.manifest import Manifest, pair_fields
@@ -197,7 +198,7 @@ def plan(config: ConfigDict, name: str, seed: int, workdir: epath.Path) -> Plan:
 def training_flops(config: ConfigDict) -> int:
     """Operations in the matrix products of a whole training."""
     experiment = Experiment.from_config(config, jax.devices())
-    data = Manifest.load(config.data.path)
+    data = Manifest.load(staging.local(config.data.path, config.data.stage))
     fields = data.fields
     if experiment.objective.needs_pairs:
         fields = pair_fields(data.latent_shape)

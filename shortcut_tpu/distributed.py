@@ -4,8 +4,10 @@
 """
 
 from collections.abc import Callable
+import json
 import os
 import sys
+from typing import TypeVar
 
 import jax
 from jax.experimental import multihost_utils
@@ -18,6 +20,9 @@ NUM_PROCESSES = "SHORTCUT_TPU_NUM_PROCESSES"
 PROCESS_ID = "SHORTCUT_TPU_PROCESS_ID"
 # Set by launch/tpu_pod on the workers of TPU VMs, whose environment does not tell.
 POD = "SHORTCUT_TPU_POD"
+
+T = TypeVar("T")
+_LARGEST = 1 << 14
 
 
 def initialize() -> None:
@@ -61,6 +66,18 @@ def first_does(action: Callable[[], None]) -> None:
         raise error
     if failed:
         raise UserError("the first process stopped the run; its log says why")
+
+
+def from_first(value: T) -> T:
+    """The first process's value on all; of what JSON can hold, with every digit of its floats."""
+    if jax.process_count() == 1:
+        return value
+    content = json.dumps(value).encode()
+    # Broadcast arrays are of one shape everywhere, and float64 would lose half of itself.
+    padded = np.zeros(_LARGEST, np.uint8)
+    padded[: len(content)] = np.frombuffer(content, np.uint8)
+    found: T = json.loads(bytes(multihost_utils.broadcast_one_to_all(padded)).rstrip(b"\0"))
+    return found
 
 
 def _on_tpu_pod() -> bool:

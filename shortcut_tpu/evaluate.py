@@ -1,68 +1,240 @@
-"""Scores a checkpoint at any list of step counts.
+"""Scores a checkpoint at any list of step counts, or a file of samples.
 
-  python -m shortcut_tpu.evaluate --workdir=runs/digits
   python -m shortcut_tpu.evaluate --workdir=runs/digits --steps=1,4,128 --json=scores.json
+  python -m shortcut_tpu.evaluate --workdir=RUN --protocol=adm --features=inception:WEIGHTS \\
+      --reference=VIRTUAL_imagenet256_labeled.npz --num_samples=50000
+  python -m shortcut_tpu.evaluate --samples=admnet_imagenet256.npz --protocol=adm \\
+      --features=inception:WEIGHTS --reference=VIRTUAL_imagenet256_labeled.npz
 
-Samples come from the evaluation average of the newest checkpoint unless told otherwise. On a pod
-every host runs this same command.
+Samples come from the evaluation average of the newest checkpoint unless told otherwise. Killed and
+called again it goes on where it was. On a pod every host runs this same command.
 """
+
+from collections.abc import Mapping
+import functools
+from typing import Any
 
 from absl import flags
 from etils import epath
 import jax
 
+from data_pipeline import staging
+from data_pipeline.errors import UserError
 from data_pipeline.progress import progress_bar
-from shortcut_tpu import command, distributed
-from shortcut_tpu.evaluation.evaluator import make_evaluator, table
+from shortcut_tpu import checksums, command, distributed
+from shortcut_tpu.evaluation.evaluator import Evaluator, make_evaluator, open_reference, table
+from shortcut_tpu.evaluation.features import Features, load_features
 from shortcut_tpu.evaluation.generator import make_generator
-from shortcut_tpu.loading import load_run, require_steps
+from shortcut_tpu.evaluation.images import one_mesh, record_sums, sample_sums
+from shortcut_tpu.evaluation.protocols import PROTOCOLS, Protocol, get_protocol
+from shortcut_tpu.evaluation.reference import Reference
+from shortcut_tpu.evaluation.sample_files import SampleReader, SampleWriter
+from shortcut_tpu.evaluation.sums import Sums, distances
+from shortcut_tpu.evaluation.unfinished import Unfinished
+from shortcut_tpu.loading import Run, load_run, require_steps
 from shortcut_tpu.observability.console import say
+
+_BATCH = 256
+_RECONSTRUCTION = "reconstruction"
 
 
 def define_flags() -> None:
     flags.DEFINE_string("workdir", None, "Folder of the run.")
     flags.DEFINE_string("steps", "1,2,4,8,16,32,64,128", "Step counts to sample at.")
     flags.DEFINE_integer("num_samples", None, "Samples a step count; the config's by default.")
-    flags.DEFINE_string("protocol", None, "Distance to measure; the config's by default.")
+    flags.DEFINE_string("protocol", None, f"{', '.join(PROTOCOLS)}; the config's by default.")
+    flags.DEFINE_string("features", None, "Its weights, inception:FILE; the config's by default.")
+    flags.DEFINE_string("reference", None, "Statistics of real images; the config's by default.")
+    flags.DEFINE_string("class_balance", None, "balanced, random or data; else the protocol's.")
+    flags.DEFINE_integer("seed", None, "Seed of the samples; the run's by default.")
     flags.DEFINE_integer("step", None, "Checkpoint to score; the newest by default.")
     flags.DEFINE_string("ema", "evaluation", "Which average of the weights to score.")
+    flags.DEFINE_bool(_RECONSTRUCTION, False, "Score the decoded records too, which is the floor.")
+    flags.DEFINE_string("save_samples", None, "npz for the samples of one step count.")
+    flags.DEFINE_string("samples", None, "npz of images to score instead of a run's samples.")
     command.define_json()
 
 
 def main() -> None:
+    if flags.FLAGS.samples:
+        score_file(flags.FLAGS.samples)
+    else:
+        score_run()
+
+
+def score_run() -> None:
+    """Scores a checkpoint, as the flags say."""
     values = flags.FLAGS
     workdir = epath.Path(command.required("workdir", "the folder of the run to score"))
     steps = command.integers("steps")
+    if values.save_samples and len(steps) > 1:
+        raise UserError(f"--save_samples takes the samples of one step count, --steps={steps[0]}")
     distributed.initialize()
     run = load_run(workdir, values.step, values.ema)
     steps = require_steps(run.experiment.objective, steps)
-
     evaluation = run.experiment.config.evaluation
+    reference = values.reference or evaluation.get("reference", "")
+    if values.reconstruction and not reference:
+        raise UserError("--reconstruction compares with real images: give their --reference")
     evaluator = make_evaluator(
-        make_generator(run.experiment, run.autoencoder),
+        make_generator(run.experiment, run.autoencoder, seed=values.seed),
         run.autoencoder,
         protocol=values.protocol or evaluation.protocol,
         num_samples=values.num_samples or evaluation.num_samples,
+        features=values.features or evaluation.get("features", ""),
+        reference=reference,
+        balance=values.class_balance or evaluation.get("class_balance", ""),
+        unfinished=functools.partial(_unfinished, workdir, run),
     )
-    distances = {}
-    total = evaluator.num_samples * sum(steps)
-    with progress_bar("sampling steps", total if jax.process_index() == 0 else 0) as advance:
-        for num_steps in steps:
-            distances[num_steps] = evaluator.distance(run.params, num_steps, advance)
+    scores = _scores(evaluator, run, steps)
+    protocol = evaluator.features.protocol
     say(
-        f"step {run.step}, average {values.ema}, {evaluator.num_samples} class-balanced samples",
-        *table(evaluator.metric, distances),
+        f"step {run.step}, average {values.ema}, {evaluator.num_samples} samples,"
+        f" {_balance_in_words(evaluator.facts, run.experiment.config.data.num_classes)}",
+        *_remarks(protocol, evaluator.num_samples, evaluator.features, evaluator.reference),
+        *table(scores),
     )
     if jax.process_index() == 0:
+        main_scores = {k: v for k, v in scores[evaluator.metric].items() if k != _RECONSTRUCTION}
         command.write_json(
-            {
-                "metric": evaluator.metric,
-                "num_samples": evaluator.num_samples,
-                "distances": {str(n): distance for n, distance in distances.items()},
+            _result(protocol, evaluator.num_samples, evaluator.features, evaluator.reference)
+            | {
+                "distances": {str(n): distance for n, distance in main_scores.items()},
+                "scores": {name: {str(n): s for n, s in by.items()} for name, by in scores.items()},
+                "class_balance": evaluator.facts["class_balance"],
+                "seed": evaluator.facts["seed"],
+                "guidance": evaluator.facts["guidance"],
                 "step": run.step,
                 "ema": values.ema,
             }
         )
+        evaluator.unfinished.remove()
+
+
+def _scores(evaluator: Evaluator, run: Run, steps: tuple[int, ...]) -> dict[str, dict[Any, float]]:
+    """Scores by name and number of steps, and the reconstruction's where it is asked for."""
+    values = flags.FLAGS
+    by_steps: dict[Any, dict[str, float]] = {}
+    first = jax.process_index() == 0
+    if values.reconstruction:
+        by_steps[_RECONSTRUCTION] = _reconstruction(evaluator, run)
+    writer = None
+    if values.save_samples:
+        shape = (evaluator.num_samples, *evaluator.image_shape)
+        writer = SampleWriter(values.save_samples, shape, evaluator.unfinished.key, writes=first)
+    total = evaluator.num_samples * sum(steps)
+    with progress_bar("sampling steps", total if first else 0) as advance:
+        for num_steps in steps:
+            by_steps[num_steps] = evaluator.scores(run.params, num_steps, advance, writer)
+    if writer and first:
+        writer.finish()
+        say(f"samples: {values.save_samples}")
+    names = next(iter(by_steps.values()))
+    return {name: {n: scores[name] for n, scores in by_steps.items()} for name in names}
+
+
+def _reconstruction(evaluator: Evaluator, run: Run) -> dict[str, float]:
+    """The distances of the run's records, decoded, to the real images: what no model can beat."""
+    unfinished, first = evaluator.unfinished, jax.process_index() == 0
+    limit, data = evaluator.num_samples, run.experiment.config.data
+
+    def keep(sums: Sums) -> None:
+        if first and unfinished.due():
+            unfinished.save(_RECONSTRUCTION, sums)
+
+    with progress_bar("records", limit if first else 0) as advance:
+        sums = record_sums(
+            staging.local(data.path, data.stage),
+            run.autoencoder,
+            evaluator.features,
+            run.experiment.mesh,
+            batch_size=_BATCH,
+            limit=limit,
+            vectors=evaluator.reference.vectors is not None,
+            progress=advance,
+            resumed=unfinished.load(_RECONSTRUCTION) if first else None,
+            keep=keep,
+        )
+    if first:
+        unfinished.save(_RECONSTRUCTION, sums)
+    protocol = evaluator.features.protocol
+    return distributed.from_first(distances(sums, evaluator.reference, protocol) if first else {})
+
+
+def score_file(path: str) -> None:
+    """Scores the images of an npz file, as the flags say."""
+    values = flags.FLAGS
+    protocol = get_protocol(command.required("protocol", f"one of {', '.join(PROTOCOLS)}"))
+    statistics = command.required("reference", "an npz of statistics of real images")
+    distributed.initialize()
+    features = load_features(protocol, values.features or "")
+    mesh = one_mesh()
+    with SampleReader(path) as samples:
+        count, shape = len(samples), tuple(samples.shape[1:])
+    if count < 2:
+        raise UserError(f"{path}: a covariance needs at least 2 images")
+    reference = open_reference(statistics, features, shape, mesh)
+    with progress_bar("images", count if jax.process_index() == 0 else 0) as advance:
+        sums = sample_sums(path, features, mesh, batch_size=_BATCH, progress=advance)
+    found = distances(sums, reference, protocol)
+    say(
+        f"{path}: {count} images",
+        *_remarks(protocol, count, features, reference),
+        *(f"{name:>16} {score:.5g}" for name, score in found.items()),
+    )
+    if jax.process_index() == 0:
+        result = _result(protocol, count, features, reference)
+        command.write_json(result | {"scores": found, "samples": path, "class_balance": "unknown"})
+
+
+def _unfinished(workdir: epath.Path, run: Run, facts: Mapping[str, Any]) -> Unfinished:
+    """Keeps sums for these parameters of this run."""
+    try:
+        checkpoint = checksums.digest(workdir / "checkpoints", run.step)
+    except OSError:
+        checkpoint = ""
+    values = flags.FLAGS
+    more = {"step": run.step, "ema": values.ema, "checkpoint": checkpoint}
+    return Unfinished(workdir, {**facts, **more, "save_samples": values.save_samples or ""})
+
+
+def _balance_in_words(facts: Mapping[str, Any], num_classes: int) -> str:
+    if facts["class_balance"] == "random":
+        return "labels drawn evenly"
+    if facts["class_balance"] == "data":
+        return "labels drawn from the records"
+    share, rest = divmod(facts["num_samples"], num_classes)
+    return f"{share} of each class" if not rest else "class-balanced to within one"
+
+
+def _remarks(protocol: Protocol, count: int, features: Features, reference: Reference) -> list[str]:
+    """What a reader of the numbers must know of them."""
+    lines = [f"protocol {protocol.name}, against {reference.source}"]
+    if features.digest:
+        lines.append(f"weights: {features.known_as or f'unknown, SHA-256 {features.digest}'}")
+    if protocol.num_samples not in (None, count):
+        lines.append(
+            f"not comparable with published numbers, which are of {protocol.num_samples} samples"
+        )
+    return lines
+
+
+def _result(
+    protocol: Protocol, count: int, features: Features, reference: Reference
+) -> dict[str, Any]:
+    """What identifies a number."""
+    return {
+        "metric": protocol.metric,
+        "protocol": protocol.name,
+        "num_samples": count,
+        "protocol_num_samples": protocol.num_samples,
+        "features": {
+            "network": protocol.network,
+            "digest": features.digest,
+            "known_as": features.known_as,
+        },
+        "reference": reference.describe(),
+    }
 
 
 if __name__ == "__main__":

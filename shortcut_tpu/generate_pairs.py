@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
+from data_pipeline import staging
 from data_pipeline.autoencoders import load_autoencoder
 from data_pipeline.errors import UserError
 from data_pipeline.hosts import Hosts
@@ -30,7 +31,8 @@ from data_pipeline.manifest import Manifest, pair_fields
 from data_pipeline.progress import progress_bar
 from data_pipeline.resumable import ResumableFolder
 from shortcut_tpu import checksums, command, distributed, partitioning
-from shortcut_tpu.evaluation.generator import Generator, balanced_labels_of, make_generator
+from shortcut_tpu.evaluation.generator import Generator, make_generator
+from shortcut_tpu.evaluation.labels import balanced_labels_of
 from shortcut_tpu.experiment import Experiment
 from shortcut_tpu.flops import count_flops
 from shortcut_tpu.loading import Run, load_run, require_steps
@@ -125,7 +127,7 @@ def flops(config: ConfigDict, asked: Asked) -> int:
 def _plan(workdir: epath.Path, run: Run, asked: Asked, seed: int, guidance: float) -> Manifest:
     """The manifest to be, without its shards."""
     config = run.experiment.config
-    data = Manifest.load(config.data.path)
+    data = Manifest.load(staging.local(config.data.path, config.data.stage))
     data.require_autoencoder(run.autoencoder.name, run.autoencoder.digest)
     try:
         teacher = checksums.digest(workdir / "checkpoints", run.step)

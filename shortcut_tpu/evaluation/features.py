@@ -1,48 +1,98 @@
-"""What a distance is measured on: functions from images to feature vectors, by protocol name.
+"""What a distance is measured on: functions from images to feature vectors, by protocol.
 
-Only features of the 2015 Inception may make a distance called FID; others have names of their own.
+Usage:
+  features = load_features(get_protocol("adm"), "inception:pt_inception-2015-12-05-6726825d.pth")
+  out = jax.jit(features.compute)(features.weights, images)  # {"pool": [n, 2048], ...}
 """
 
-import math
-from typing import Protocol
+from collections.abc import Mapping
+import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from data_pipeline.autoencoders.layers import run
 from data_pipeline.errors import UserError
+from shortcut_tpu.evaluation import efficientnet, inception
+from shortcut_tpu.evaluation.efficientnet import load_efficientnet
+from shortcut_tpu.evaluation.inception_weights import load_inception
+from shortcut_tpu.evaluation.protocols import Protocol
+
+# What `Features.compute` gives of each image: the vectors that the distances are between; those
+# with places in them, of the sFID; and the classifier's logits, of the Inception Score.
+POOL, SPATIAL, LOGITS = "pool", "spatial", "logits"
+
+Outputs = dict[str, jax.Array]
 
 
-class Features(Protocol):
-    """Images [B, H, W, C] in about [-1, 1] to float32 vectors [B, F], inside the jitted program."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class Features:
+    """A protocol's network with its weights.
 
-    name: str
+    Attributes:
+      protocol: says how images are prepared and which network it is.
+      weights: passed to `compute`, so that a compiled program does not hold them.
+      digest: SHA-256 of the weights' file; empty where there are none.
+      known_as: which public file that is, if it is known.
+      classifier: whether there are logits.
+    """
 
-    def dimension(self, image_shape: tuple[int, int, int]) -> int: ...
+    protocol: Protocol
+    weights: Mapping[str, np.ndarray | jax.Array] = dataclasses.field(repr=False)
+    digest: str = ""
+    known_as: str | None = None
+    classifier: bool = False
 
-    def __call__(self, images: jax.Array) -> jax.Array: ...
+    def compute(self, weights: Mapping[str, jax.Array], images: jax.Array) -> Outputs:
+        """Images [n, H, W, C] in about [-1, 1] to float32 vectors by name; pure, for any jit."""
+        prepared = self.protocol.prepare(images)
+        if self.protocol.network == "pixels":
+            return {POOL: prepared.reshape(len(prepared), -1)}
+        if self.protocol.network == "efficientnet":
+            return {POOL: run(efficientnet.network, weights, prepared)}
+        out = run(inception.network, weights, prepared)
+        found = {POOL: out.pool, SPATIAL: out.spatial}
+        return found | {LOGITS: out.unbiased_logits} if self.classifier else found
+
+    def sizes(self, image_shape: tuple[int, ...]) -> dict[str, int]:
+        """The length of each vector for images of shape [H, W, C]."""
+        shapes = jax.eval_shape(
+            self.compute,
+            {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in self.weights.items()},
+            jax.ShapeDtypeStruct((1, *image_shape), jnp.float32),
+        )
+        return {name: array.shape[1] for name, array in shapes.items()}
 
 
-class PixelFeatures:
-    """FD-pixel: the pixels themselves, clipped to [-1, 1]. Meaningful for tiny images only."""
+def load_features(protocol: Protocol, spec: str = "") -> Features:
+    """Loads the network that a protocol measures on.
 
-    name = "fd_pixel"
-
-    def dimension(self, image_shape: tuple[int, int, int]) -> int:
-        return math.prod(image_shape)
-
-    def __call__(self, images: jax.Array) -> jax.Array:
-        return jnp.clip(images, -1, 1).reshape(len(images), -1).astype(jnp.float32)
-
-
-PROTOCOLS: dict[str, type[Features]] = {PixelFeatures.name: PixelFeatures}
-
-
-def make_features(protocol: str) -> Features:
-    """The features of a protocol.
+    Args:
+      protocol: says which.
+      spec: NAME or NAME:FILE; FILE, the weights, may be left out where a package carries them, and
+        all of it where nothing is to choose.
 
     Raises:
-      UserError: the protocol is unknown.
+      UserError: the protocol measures on another network, or the weights are missing, damaged or
+        another network's.
     """
-    if protocol not in PROTOCOLS:
-        raise UserError(f"protocol {protocol!r} is none of {', '.join(PROTOCOLS)}")
-    return PROTOCOLS[protocol]()
+    name, _, path = spec.partition(":")
+    if name and name != protocol.network:
+        raise UserError(
+            f"--features={spec}: protocol {protocol.name} measures on {protocol.network}"
+        )
+    if protocol.network == "pixels":
+        if path:
+            raise UserError(f"--features={spec}: pixels have no weights")
+        return Features(protocol, {})
+    if protocol.network == "efficientnet":
+        packaged = load_efficientnet(path)
+        return Features(protocol, packaged.tensors, packaged.digest, packaged.known_as)
+    if not path:
+        raise UserError(
+            f"protocol {protocol.name} needs Inception's weights: --features=inception:FILE, one of"
+            " pytorch-fid's .pth, jax-fid's .pickle, ADM's classify_image_graph_def.pb"
+        )
+    weights = load_inception(path)
+    return Features(protocol, weights.tensors, weights.digest, weights.known_as, weights.classifier)

@@ -7,9 +7,9 @@ Usage:
   images = generator.images(params, indices, labels, num_steps=4)
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 import functools
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +17,28 @@ import numpy as np
 
 from data_pipeline.autoencoders import Autoencoder
 from shortcut_tpu import partitioning, samplers
+from shortcut_tpu.evaluation.rows import Pending, replicate, submit
 from shortcut_tpu.experiment import Experiment
 
 # Folded into the seed's key in place of a step that no run reaches.
 _SAMPLING_STREAM = 2**32 - 1
 
-ImageFn = Callable[[jax.Array], jax.Array]
+
+class Consumer(Protocol):
+    """What is made of images in the program that samples them.
+
+    `weights` are handed to `compute` as an argument: a program that holds them as constants is
+    large, and slow to compile.
+    """
+
+    @property
+    def weights(self) -> Any:
+        """Arrays, in any tree."""
+
+    def __hash__(self) -> int: ...
+
+    def compute(self, weights: Any, images: jax.Array) -> Any:
+        """Images [B, H, W, C] in about [-1, 1] to arrays [B, ...] in any tree."""
 
 
 def sample_keys(seed: int | jax.Array, indices: jax.Array) -> jax.Array:
@@ -49,8 +65,8 @@ class Generator:
     ):
         self.experiment = experiment
         self._autoencoder = autoencoder
-        self._guidance = guidance
-        self._seed = seed
+        self.guidance = guidance
+        self.seed = seed
 
     def latents(
         self, params: Any, indices: jax.Array, labels: jax.Array, num_steps: int
@@ -60,7 +76,7 @@ class Generator:
 
     def noise(self, indices: jax.Array) -> jax.Array:
         """x_0 [B, H, W, C] of some samples."""
-        return sample_noise(self._seed, indices, self.experiment.latent_shape)
+        return sample_noise(self.seed, indices, self.experiment.latent_shape)
 
     def from_noise(
         self,
@@ -73,22 +89,36 @@ class Generator:
         """x_1 [B, H, W, C] from noises that are given; call it inside jit."""
         model = self.experiment.model
         velocity = samplers.guided(
-            functools.partial(model.apply, params), self._guidance, model.null_label
+            functools.partial(model.apply, params), self.guidance, model.null_label
         )
-        keys = sample_keys(self._seed, indices)
+        keys = sample_keys(self.seed, indices)
         return self.experiment.objective.sample(velocity, x0, labels, num_steps, keys)
 
     @functools.cache  # noqa: B019  (a generator lives as long as its command)
-    def program(self, num_steps: int, consume: ImageFn | None = None) -> Any:
-        """Jitted (params, indices [B], labels [B]) -> `consume` of the images, or the images."""
+    def program(self, num_steps: int, consumer: Consumer | None = None) -> Any:
+        """Jitted (params, weights, indices [B], labels [B]) -> images, or what becomes of them."""
         rows = partitioning.rows(self.experiment.mesh)
 
-        def generate(params: Any, indices: jax.Array, labels: jax.Array) -> jax.Array:
+        def generate(params: Any, weights: Any, indices: jax.Array, labels: jax.Array) -> Any:
             x1 = self.latents(params, indices, labels, num_steps)
             images = jnp.asarray(self._autoencoder.decode(x1 / self.experiment.latent_scale))
-            return consume(images) if consume else images
+            return consumer.compute(weights, images) if consumer else images
 
         return jax.jit(self.experiment.placed(generate), out_shardings=rows)
+
+    def submit(
+        self,
+        params: Any,
+        indices: Sequence[int] | np.ndarray,
+        labels: Sequence[int] | np.ndarray,
+        num_steps: int,
+        consumer: Consumer | None = None,
+    ) -> Pending:
+        """Starts on some samples, any number of them."""
+        weights = self._weights(consumer) if consumer else None
+        program = functools.partial(self.program(num_steps, consumer), params, weights)
+        arrays = np.asarray(indices, np.uint32), np.asarray(labels, np.int32)
+        return submit(self.experiment.mesh, program, *arrays)
 
     def __call__(
         self,
@@ -96,28 +126,15 @@ class Generator:
         indices: Sequence[int] | np.ndarray,
         labels: Sequence[int] | np.ndarray,
         num_steps: int,
-        consume: ImageFn | None = None,
     ) -> np.ndarray:
-        """Images (or what `consume` makes of them) of some samples, on every host.
+        """Images [n, H, W, C] of some samples, on every host."""
+        images: np.ndarray = self.submit(params, indices, labels, num_steps).result()
+        return images
 
-        Any number of samples: the rows are padded to whole shares of the devices and cut again.
-        """
-        count = len(indices)
-        pad = -count % partitioning.row_shards(self.experiment.mesh)
-        rows = partitioning.rows(self.experiment.mesh)
-        on_mesh = [
-            jax.make_array_from_callback((count + pad,), rows, np.pad(a, (0, pad)).__getitem__)
-            for a in (np.asarray(indices, np.uint32), np.asarray(labels, np.int32))
-        ]
-        out = self.program(num_steps, consume)(params, *on_mesh)
-        return np.asarray(self._everywhere(out))[:count]
-
-    @functools.cached_property
-    def _everywhere(self) -> Any:
-        """Gathers an array whole onto every host."""
-        return jax.jit(
-            lambda array: array, out_shardings=partitioning.replicated(self.experiment.mesh)
-        )
+    @functools.cache  # noqa: B019
+    def _weights(self, consumer: Consumer) -> Any:
+        """The consumer's weights, whole on every device."""
+        return replicate(self.experiment.mesh, consumer.weights)
 
 
 def make_generator(
@@ -131,16 +148,6 @@ def make_generator(
         guidance=config.evaluation.guidance,
         seed=config.seed if seed is None else seed,
     )
-
-
-def balanced_labels(num_samples: int, num_classes: int) -> np.ndarray:
-    """[num_samples] int32: every class as often as any other, to within one."""
-    return balanced_labels_of(np.arange(num_samples), num_classes)
-
-
-def balanced_labels_of(indices: np.ndarray, num_classes: int) -> np.ndarray:
-    """The labels [B] int32 of the samples with these indices [B]."""
-    return (indices % num_classes).astype(np.int32)
 
 
 def unit_to_uint8(images: np.ndarray) -> np.ndarray:

@@ -32,5 +32,5 @@ class InterpolatingGenerator(Generator):
         shape = self.experiment.latent_shape
         way, point = indices // self._points, indices % self._points
         i = (point / (self._points - 1)).reshape(-1, *(1 for _ in shape))
-        first, second = (sample_noise(self._seed, 2 * way + end, shape) for end in (0, 1))
+        first, second = (sample_noise(self.seed, 2 * way + end, shape) for end in (0, 1))
         return jnp.sqrt(1 - i**2) * first + i * second

@@ -12,7 +12,8 @@ import numpy as np
 
 from data_pipeline.autoencoders import Autoencoder
 from shortcut_tpu.evaluation.evaluator import Evaluator, make_evaluator, table
-from shortcut_tpu.evaluation.generator import balanced_labels, make_generator, unit_to_uint8
+from shortcut_tpu.evaluation.generator import make_generator, unit_to_uint8
+from shortcut_tpu.evaluation.labels import balanced_labels
 from shortcut_tpu.experiment import Experiment
 from shortcut_tpu.observability import sheets
 from shortcut_tpu.observability.console import say
@@ -56,6 +57,9 @@ class PeriodicEvaluation:
             self._autoencoder,
             protocol=evaluation.protocol,
             num_samples=evaluation.num_samples,
+            features=evaluation.get("features", ""),
+            reference=evaluation.get("reference", ""),
+            balance=evaluation.get("class_balance", ""),
         )
 
     def __call__(self, step: int, params: Any) -> dict[int, float]:
@@ -63,21 +67,25 @@ class PeriodicEvaluation:
         config = self._experiment.config
         metric = self._evaluator.metric
         labels = balanced_labels(4 * _SHEET_COLUMNS, config.data.num_classes)
-        distances, images = {}, {}
+        scores: dict[str, dict[int, float]] = {}
+        images = {}
         for num_steps in self._experiment.objective.step_counts(config.evaluation.steps):
-            distances[num_steps] = self._evaluator.distance(params, num_steps, self._progress)
+            found = self._evaluator.scores(params, num_steps, self._progress)
+            for name, score in found.items():
+                scores.setdefault(name, {})[num_steps] = score
             samples = self._generator(params, range(len(labels)), labels, num_steps)
             page = sheets.sheet(unit_to_uint8(samples), _SHEET_COLUMNS)
             images[f"samples/{num_steps}_steps"] = page[None]
+        distances = scores[metric]
         images[f"eval/{metric}_over_steps"] = sheets.distance_figure(metric, distances)[None]
-        self._writer.write_scalars(step, {f"eval/{metric}@{n}": d for n, d in distances.items()})
+        for name, values in scores.items():
+            self._writer.write_scalars(step, {f"eval/{name}@{n}": s for n, s in values.items()})
         self._writer.write_images(step, images)
         self._writer.flush()
         if jax.process_index() == 0:
             self._folder.mkdir(parents=True, exist_ok=True)
-            figures = {str(n): distance for n, distance in distances.items()}
-            (self._folder / f"{step}.json").write_text(json.dumps({metric: figures}) + "\n")
-        say(*table(metric, distances))
+            (self._folder / f"{step}.json").write_text(json.dumps(scores) + "\n")
+        say(*table(scores))
         return distances
 
     def unless_done(self, step: int, params: Any) -> None:

@@ -12,13 +12,13 @@ import numpy as np
 
 
 def torch_weights(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """Normal entries of standard deviation 1 / sqrt(fan in); norms' weights lie about 1."""
+    """Normal entries of standard deviation 1 / sqrt(fan in); norms' weights, variances about 1."""
     weights = {}
     for name, shape in shapes.items():
         noise = np.random.default_rng(zlib.crc32(name.encode())).normal(size=shape)
         if len(shape) > 1:
             noise /= math.sqrt(math.prod(shape[1:]))
-        elif name.endswith("weight"):
+        elif name.endswith(("weight", "running_var")):
             noise = 1 + 0.1 * noise
         else:
             noise *= 0.1
@@ -26,9 +26,28 @@ def torch_weights(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray
     return weights
 
 
+def inception_weights(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """`torch_weights` whose kernels make up for ReLU, so that the input shows in the output."""
+    weights = torch_weights(shapes)
+    return {k: v * np.float32(1.4) if v.ndim == 4 else v for k, v in weights.items()}
+
+
 def images(shape: tuple[int, ...]) -> np.ndarray:
     """Uniform noise in [-1, 1], always the same."""
     return np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
+
+
+def inception_images() -> np.ndarray:
+    """Two images of coarse squares, [2, 107, 107, 3] in [-1, 1].
+
+    Smaller than the protocols' 299 pixels: every layer still sees padding, in a few seconds.
+    """
+    return np.kron(images((2, 9, 9, 3)), np.ones((1, 12, 12, 1), np.float32))[:, :107, :107]
+
+
+def efficientnet_images() -> np.ndarray:
+    """Two images of coarse squares, [2, 224, 224, 3] in [-1, 1]."""
+    return np.kron(images((2, 7, 7, 3)), np.ones((1, 32, 32, 1), np.float32))
 
 
 KL_CONFIGS = {

@@ -1,10 +1,29 @@
-"""The Frechet distance against scipy's matrix root and against closed forms."""
+"""Distances against other packages' figures, scipy and closed forms.
+
+`tests/golden/make_distance_goldens.py` makes the figures of torch-fidelity and ADM's evaluator.
+"""
+
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.linalg
+import scipy.spatial
+import scipy.special
 
-from shortcut_tpu.evaluation.distances import GaussianStatistics, frechet_distance
+from shortcut_tpu.evaluation import manifold
+from shortcut_tpu.evaluation.distances import (
+    ClassSums,
+    Gaussian,
+    GaussianStatistics,
+    frechet_distance,
+    inception_score,
+)
+from shortcut_tpu.evaluation.manifold import precision_recall
+from tests.golden.seeded_features import logits, reference, samples
+
+ROOT = Path(__file__).parents[2]
 
 
 def statistics_of(rows):
@@ -56,3 +75,67 @@ def test_statistics_are_numpys_whatever_the_batches():
     for statistics in (whole, parts):
         np.testing.assert_allclose(statistics.mean, exact.mean(0), rtol=1e-12)
         np.testing.assert_allclose(statistics.covariance, np.cov(exact.T), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("package", ["torch-fidelity", "adm"])
+def test_distances_are_those_of_other_packages(package):
+    golden = json.loads((ROOT / "tests/golden/distances.json").read_text())[package]
+    real, fake = reference(), samples()
+    scores = ClassSums.empty(len(fake), 20, split=len(fake) // 4).add(logits(), 0)
+    precision, recall = precision_recall(real, fake)
+    found = {
+        "frechet": frechet_distance(statistics_of(fake), statistics_of(real)),
+        "inception_score": inception_score(scores),
+        "precision": precision,
+        "recall": recall,
+    }
+    assert found == pytest.approx({name: golden[name] for name in found}, rel=1e-5)
+    # Half precision, which ADM's evaluator uses where it can, is not far off.
+    if package == "adm":
+        assert precision == pytest.approx(golden["precision_half"], rel=0.05)
+
+
+def test_moments_from_a_file_measure_as_sums_do():
+    a, b = statistics_of(samples()), statistics_of(reference())
+    known = Gaussian(b.mean, b.covariance)
+    assert frechet_distance(a, known) == frechet_distance(a, b)
+
+
+def test_inception_score_is_its_formula_whatever_the_batches():
+    """exp(E KL(p(y|x) || p(y))) a split of 300, 300 and 100 samples, some very sure."""
+    rows = np.concatenate([logits()[:699], np.full((1, 20), -1e4, np.float32)])
+    rows[699, 3] = 0
+    p = scipy.special.softmax(rows.astype(np.float64), 1)
+    expected = np.mean(
+        [
+            np.exp(scipy.special.rel_entr(part, part.mean(0)).sum(1).mean())
+            for part in (p[:300], p[300:600], p[600:])
+        ]
+    )
+    for batch in (700, 299, 64):
+        sums = ClassSums.empty(700, 20, split=300)
+        for start in range(0, 700, batch):
+            sums = sums.add(rows[start : start + batch], start)
+        assert sums.counts.tolist() == [300, 300, 100]
+        assert inception_score(sums) == pytest.approx(expected, rel=1e-9)
+    # All alike score 1, each sure of a class of its own scores the number of classes.
+    assert inception_score(ClassSums.empty(8, 20).add(np.zeros((8, 20)), 0)) == pytest.approx(1)
+    assert inception_score(ClassSums.empty(20, 20).add(100 * np.eye(20), 0)) == pytest.approx(20)
+
+
+def test_precision_and_recall_are_the_balls_of_the_third_neighbours(monkeypatch):
+    """By scipy's trees in float64, with blocks smaller than the sets."""
+    monkeypatch.setattr(manifold, "_BLOCK", 64)
+    real, fake = reference().astype(np.float64), samples().astype(np.float64)
+
+    def share_inside(rows, centres):
+        radii = scipy.spatial.KDTree(centres).query(centres, 4)[0][:, 3]
+        return (scipy.spatial.distance.cdist(rows, centres) <= radii).any(1).mean()
+
+    expected = share_inside(fake, real), share_inside(real, fake)
+    assert precision_recall(reference(), samples()) == pytest.approx(expected, rel=1e-9)
+    # Far from the origin too, where squares are large beside distances.
+    shifted = precision_recall(reference() + np.float32(300), samples() + np.float32(300))
+    assert shifted == pytest.approx(expected, rel=0.01)
+    assert precision_recall(reference(), reference()) == (1, 1)
+    assert precision_recall(reference(), reference() + np.float32(1e3)) == (0, 0)

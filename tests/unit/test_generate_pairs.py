@@ -18,7 +18,8 @@ from launch.local_pod import run_on_hosts
 from shortcut_tpu import config as config_lib
 from shortcut_tpu import generate_pairs
 from shortcut_tpu.checkpoints import Checkpoints
-from shortcut_tpu.evaluation.generator import balanced_labels, sample_noise
+from shortcut_tpu.evaluation.generator import sample_noise
+from shortcut_tpu.evaluation.labels import balanced_labels
 from shortcut_tpu.experiment import Experiment, records_of
 from shortcut_tpu.generate_pairs import FIRST_PAIR, Asked
 from shortcut_tpu.loading import Run, load_run

@@ -9,14 +9,10 @@ from data_pipeline.autoencoders import load_autoencoder
 from data_pipeline.errors import UserError
 from data_pipeline.records import LatentReader
 from shortcut_tpu.evaluation.distances import GaussianStatistics, frechet_distance
-from shortcut_tpu.evaluation.evaluator import Evaluator, make_evaluator, reference_statistics
-from shortcut_tpu.evaluation.features import PixelFeatures, make_features
-from shortcut_tpu.evaluation.generator import (
-    balanced_labels,
-    make_generator,
-    sample_noise,
-    unit_to_uint8,
-)
+from shortcut_tpu.evaluation.evaluator import make_evaluator
+from shortcut_tpu.evaluation.generator import make_generator, sample_noise, unit_to_uint8
+from shortcut_tpu.evaluation.labels import balanced_labels, make_labels
+from shortcut_tpu.evaluation.unfinished import Unfinished
 from shortcut_tpu.experiment import Experiment
 
 IDENTITY = load_autoencoder("identity")
@@ -51,39 +47,71 @@ def test_labels_are_balanced():
     assert set(np.bincount(balanced_labels(25, 10)).tolist()) == {2, 3}
 
 
-def test_reference_is_all_records_in_pixels(digits_path):
-    """1797 digits as vectors in [-1, 1]: numpy's mean and covariance."""
-    found = reference_statistics(digits_path, IDENTITY, PixelFeatures())
-    pixels = LatentReader(digits_path).read(np.arange(1797))["mean"].astype(np.float64)
-    pixels = pixels.reshape(1797, 64)
-    assert found.count == 1797
-    assert (pixels.min(), pixels.max()) == (-1, 1)
-    np.testing.assert_allclose(found.mean, pixels.mean(0), rtol=1e-9, atol=1e-12)
-    np.testing.assert_allclose(found.covariance, np.cov(pixels.T), rtol=1e-9, atol=1e-12)
+def test_labels_are_functions_of_the_seed_and_the_index(digits_path):
+    def make(balance, count, seed=0):
+        return make_labels(balance, count, num_classes=10, seed=seed, records=str(digits_path))
+
+    for balance in ("random", "data"):
+        many = make(balance, 1797)
+        np.testing.assert_array_equal(make(balance, 50), many[:50])
+        assert not np.array_equal(make(balance, 50, seed=1), many[:50])
+    # Each about as often as any other: a tenth of 1797, give or take five standard deviations.
+    assert np.abs(np.bincount(make("random", 1797)) - 179.7).max() < 5 * np.sqrt(179.7)
+    stored = LatentReader(digits_path).read(np.arange(1797))["label"]
+    np.testing.assert_array_equal(np.bincount(make("data", 1797)), np.bincount(stored))
+    with pytest.raises(UserError, match="class balance 'fair' is none of balanced, random, data"):
+        make("fair", 10)
 
 
-def test_distance_counts_every_sample_once_and_clips(tiny_config, devices):
-    """70 samples in batches of 40 over 8 devices: the last batch is filled up and cut."""
+def test_distance_counts_every_sample_once_and_survives_a_kill(tiny_config, devices, tmp_path):
+    """70 samples in batches of 40 over 8 devices: the last batch is filled up and cut.
+
+    The reference is all 1797 digits as vectors in [-1, 1].
+    """
     experiment = Experiment.from_config(tiny_config, devices)
     generator = make_generator(experiment, IDENTITY)
-    params = experiment.init_state().params
-    features = PixelFeatures()
-    reference = reference_statistics(tiny_config.data.path, IDENTITY, features)
-    evaluator = Evaluator(generator, features, reference, num_samples=70, batch_size=40)
+
+    def evaluator_of(**more):
+        return make_evaluator(generator, IDENTITY, protocol="fd_pixel", num_samples=70, **more)
+
+    evaluator = evaluator_of()
+    pixels = LatentReader(tiny_config.data.path).read(np.arange(1797))["mean"]
+    assert (pixels.min(), pixels.max()) == (-1, 1)
+    reference = GaussianStatistics.empty(64).add(pixels.reshape(1797, 64))
     # A fresh network is zero: its samples are its noise, clipped to [-1, 1].
     noise = np.clip(np.asarray(sample_noise(0, jnp.arange(70), (8, 8, 1))), -1, 1)
     expected = frechet_distance(GaussianStatistics.empty(64).add(noise.reshape(70, 64)), reference)
-    steps = []
+    params, steps = experiment.init_state().params, []
     assert evaluator.distance(params, 2, steps.append) == pytest.approx(expected, rel=1e-6)
-    assert steps == [80, 60]
+    assert steps == [0, 80, 60]
+    assert evaluator.reference.images == 1797
+
+    def killed(more):
+        if more:
+            raise KeyboardInterrupt
+
+    def unfinished(facts):
+        return Unfinished(tmp_path, facts, every_seconds=0)
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluator_of(unfinished=unfinished).distance(params, 2, killed)
+    again, resumed = evaluator_of(unfinished=unfinished), []
+    assert again.distance(params, 2, resumed.append) == evaluator.distance(params, 2)
+    # The 40 samples of before the kill are not made again, and then none is.
+    assert resumed == [80, 60]
+    assert again.distance(params, 2, resumed.append) == evaluator.distance(params, 2)
+    assert resumed[2:] == [140]
 
 
 def test_what_cannot_be_measured_is_refused(tiny_config, devices):
-    with pytest.raises(UserError, match="protocol 'fid' is none of fd_pixel"):
-        make_features("fid")
     generator = make_generator(Experiment.from_config(tiny_config, devices), IDENTITY)
-    with pytest.raises(UserError, match="num_samples=1"):
-        make_evaluator(generator, IDENTITY, protocol="fd_pixel", num_samples=1)
+    for protocol, num_samples, message in (
+        ("fid", 10, "protocol 'fid' is none of adm, official, jax-fid, fd_efficientnet, fd_pixel"),
+        ("fd_pixel", 1, "num_samples=1"),
+        ("adm", 10, "protocol adm needs Inception's weights: --features=inception:FILE"),
+    ):
+        with pytest.raises(UserError, match=message):
+            make_evaluator(generator, IDENTITY, protocol=protocol, num_samples=num_samples)
 
 
 def test_pixels_round_to_the_nearest_byte():

@@ -113,11 +113,11 @@ def test_broken_run_goes_on(
     output, written = tmp_path / "pairs", []
     write = generate_pairs.ResumableFolder.write
 
-    def failing(self: Any, number: int, records: np.ndarray) -> None:
+    def failing(self: Any, number: int, records: np.ndarray, rejected: Any) -> None:
         if len(written) == 2:
             raise UserError("no space left")
         written.append(number)
-        write(self, number, records)
+        write(self, number, records, rejected)
 
     monkeypatch.setattr(generate_pairs.ResumableFolder, "write", failing)
     with pytest.raises(UserError, match="no space"):

@@ -14,6 +14,7 @@ from absl import flags
 
 from data_pipeline.errors import UserError
 from shortcut_tpu import command
+from shortcut_tpu.topologies import Topology
 
 ROOT = Path(__file__).parents[1]
 
@@ -47,6 +48,7 @@ class Job:
 JOBS = {
     "train": Job("shortcut_tpu.train", takes_config=True),
     "evaluate": Job("shortcut_tpu.evaluate"),
+    "generate_pairs": Job("shortcut_tpu.generate_pairs"),
     "encode_latents": Job("data_pipeline.encode_latents", takes_workdir=False),
 }
 
@@ -57,6 +59,18 @@ def define_job() -> None:
     flags.DEFINE_enum(
         "job", "train", list(JOBS), "What to run; arguments of the job's own go after --."
     )
+
+
+def slice_topology(accelerator: str) -> Topology:
+    """The topology of --type.
+
+    Raises:
+      UserError: it is none, or several slices.
+    """
+    topology = Topology.parse(accelerator)
+    if topology.slices > 1:
+        raise UserError(f"--type={accelerator}: the type of one slice; --slices says how many")
+    return topology
 
 
 def split_arguments() -> list[str]:

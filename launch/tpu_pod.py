@@ -189,12 +189,13 @@ def launch(more: Sequence[str]) -> None:
     job, config = jobs.chosen()
     workdir = command.required("workdir", "gs://BUCKET/RUN, which all workers can write")
     accelerator = command.required("type", "the accelerator, such as v5litepod-256")
-    topology = Topology.parse(accelerator)
+    topology = jobs.slice_topology(accelerator)
     if values.slices > 1 and not values.queued:
         raise UserError("--slices needs --queued: only the queue gives several slices at once")
 
-    if values.preflight and job.takes_config and values.slices == 1:
-        preflight = ["-m", "shortcut_tpu.preflight", *config, f"--topology={topology.name}"]
+    if values.preflight and job.takes_config:
+        slices = f"{values.slices}x " if values.slices > 1 else ""
+        preflight = ["-m", "shortcut_tpu.preflight", *config, f"--topology={slices}{topology.name}"]
         _do([sys.executable, *preflight], values.dry_run)
 
     source, commit = archive(workdir.rstrip("/"), values.dry_run)

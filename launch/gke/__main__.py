@@ -19,7 +19,6 @@ from data_pipeline.errors import UserError
 from launch import jobs
 from launch.gke.jobset import Run, render, xpk_command
 from shortcut_tpu import command
-from shortcut_tpu.topologies import Topology
 
 _NAME = r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?"
 
@@ -48,7 +47,7 @@ def main(more: Sequence[str]) -> None:
     run = Run(
         name=name,
         image=command.required("image", "the image of launch/gke/Dockerfile"),
-        topology=Topology.parse(accelerator),
+        topology=jobs.slice_topology(accelerator),
         arguments=job.arguments(workdir=workdir, config=config, more=more),
         slices=values.slices,
         grace_seconds=values.grace_seconds,

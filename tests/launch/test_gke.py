@@ -139,6 +139,7 @@ def test_vms_and_chips(name, topology, vms, chips):
     [
         ("--name=Not_A_Name", "error: --name=Not_A_Name: at most 40 lower-case letters"),
         ("--type=v9-4", "error: --topology=v9-4: not one of"),
+        ("--type=2x v5e-16", "error: --type=2x v5e-16: the type of one slice; --slices says"),
         ("--image=", "error: --image is missing: "),
     ],
 )

@@ -113,6 +113,7 @@ def test_other_jobs_on_a_pod(cloud, tmp_path):
     workdir = tmp_path / "run"
     for job, command in (
         ("evaluate", f"-m shortcut_tpu.evaluate --workdir={workdir} --steps=1,4"),
+        ("generate_pairs", f"-m shortcut_tpu.generate_pairs --workdir={workdir} --steps=1,4"),
         ("encode_latents", "-m data_pipeline.encode_latents --steps=1,4"),
     ):
         status, output = run(
@@ -178,8 +179,10 @@ def test_slices_are_asked_for_together(cloud, tmp_path):
         "error: --slices needs --queued: only the queue gives several slices at once",
     )
     cloud.boots = False
-    status, output = run(cloud, *POD, workdir, "--slices=2", "--queued", "--dry_run")
+    pod = [argument for argument in POD if argument != "--nopreflight"]
+    status, output = run(cloud, *pod, workdir, "--slices=2", "--queued", "--dry_run")
     assert status == 0
+    assert "'--topology=2x v5litepod-16'" in output
     assert "queued-resources create pod --node-count=2 --node-prefix=pod" in output
 
 

@@ -69,7 +69,7 @@ def job(tmp_path_factory):
 
 def test_local_pod_does_the_whole_job(job):
     folder, done = job
-    assert "2 processes, 2 cpu devices (data 2, fsdp 1, tensor 1)" in done.stdout
+    assert "2 processes, 2 cpu devices (data 2, fsdp 1, stride 1, tensor 1)" in done.stdout
     assert "step 20/20 100%" in done.stdout
     # Both hosts encoded, though the digits are one shard, which is the first one's.
     assert "encoded 1797 of 1797 records in 1 shard(s)" in done.stdout

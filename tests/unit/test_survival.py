@@ -86,6 +86,8 @@ def make_step(max_skipped: int):
     model = types.SimpleNamespace(init=lambda key: {"w": jnp.ones(3)}, apply=None, null_label=10)
 
     class Mean(Objective):
+        name = "mean"
+
         def loss(self, inputs):
             loss = (inputs.params["w"] * inputs.x1.mean()).sum()
             return loss, {}

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from data_pipeline.records import verify
 from launch.local_pod import free_port
 from shortcut_tpu import distributed
 from tests.launch.fake_bucket import FakeBucket
@@ -128,6 +129,22 @@ def test_other_jobs_on_a_pod(cloud, tmp_path):
         assert status == 0, output
         assert f"-m launch.supervisor --run=us-x1-a/pod -- {command} >> " in output
         assert "shortcut_tpu.preflight" not in output
+
+
+def test_images_are_encoded_on_a_worker(cloud, tmp_path):
+    cloud.boots = True
+    cloud.environment = lambda worker: {
+        **pods.cpu_environment(tmp_path / "cache"),
+        "SHORTCUT_TPU_PYTHON": sys.executable,
+    }
+    pod = [argument for argument in POD if not argument.startswith("--config")]
+    output = tmp_path / "digits"
+    arguments = [f"--workdir={tmp_path / 'run'}", "--poll_seconds=0.1", "--job=encode_latents"]
+    status, said = run(cloud, *pod, *arguments, "--", "--source=digits", f"--output={output}")
+    assert status == 0, said
+    assert verify(output).num_records == 1797
+    assert "encoded 1797 of 1797 records" in said
+    assert "tensorboard" not in said
 
 
 def test_a_run_on_a_pod_that_is_up_is_started_over_ssh_and_stopped(cloud, tmp_path):

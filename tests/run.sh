@@ -8,7 +8,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 launch/setup_venv.sh test
 if (($# == 0)); then
-  # A file stays in one process, for its tests share what they compile.
-  set -- -n 2 --dist loadfile
+  # A file stays in one process, for its tests share what they compile; the long ones come first.
+  set -- -n 2 --dist loadfile --no-loadscope-reorder
 fi
 exec .venv/bin/python -m pytest "$@"

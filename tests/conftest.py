@@ -46,6 +46,14 @@ def tiny_config(digits_path):
     return config.lock()
 
 
+@pytest.fixture
+def quickly_compiled():
+    """Most of the compiler's optimizations left out, for tests that compile more than they run."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(scope="session")
 def devices():
     return jax.devices()

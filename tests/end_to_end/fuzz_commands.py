@@ -17,7 +17,9 @@ import orbax.checkpoint  # noqa: F401
 
 import shortcut_tpu.convert
 import shortcut_tpu.evaluate
+import shortcut_tpu.generate_pairs
 import shortcut_tpu.preflight
+import shortcut_tpu.reference_stats
 import shortcut_tpu.report
 import shortcut_tpu.sample
 import shortcut_tpu.train  # noqa: F401

@@ -23,6 +23,11 @@ FLAGS = {
     "shortcut_tpu.sample": ("workdir", "steps", "labels", "output", "seed", "ema", "columns"),
     "shortcut_tpu.convert": ("from", "to", "weights", "workdir", "output", "steps", "config"),
     "shortcut_tpu.report": ("workdir", "output"),
+    "shortcut_tpu.generate_pairs": ("workdir", "output", "num_pairs", "steps", "guidance", "ema"),
+    "shortcut_tpu.reference_stats": ("source", "output", "protocol", "features", "image_size"),
+    "shortcut_tpu.config_reference": ("config", "config.batch_size"),
+    "data_pipeline.emoji": ("package", "output"),
+    "launch.gke": ("config", "name", "type", "image", "workdir", "slices", "job", "cluster"),
     "shortcut_tpu.preflight": ("config", "topology", "config.batch_size", "config.model.depth"),
 }
 WORDS = st.sampled_from(
@@ -55,7 +60,7 @@ def commands(tmp_path_factory):
 @settings(
     derandomize=True,
     deadline=None,
-    max_examples=100,
+    max_examples=150,
     suppress_health_check=list(HealthCheck),
 )
 @given(data=st.data())

@@ -20,6 +20,14 @@ DIT_SIZES = {
 }
 
 
+def leave_out_guidance(config: ConfigDict) -> None:
+    """Trains on labels alone: nothing then needs the null label."""
+    for name in get_objectives():
+        for key, none in (("label_dropout", 0.0), ("max_guidance", 1.0)):
+            if key in config.objective[name]:
+                config.objective[name][key] = none
+
+
 def get_config() -> ConfigDict:
     """The defaults: the paper's where it has one."""
     config = ConfigDict()

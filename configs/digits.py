@@ -27,11 +27,7 @@ def get_config():
     config.model.dtype = "float32"
     config.model.unroll = 4
 
-    # Ten classes and no guidance: nothing needs the null label.
-    for name in common.get_objectives():
-        for key, none in (("label_dropout", 0.0), ("max_guidance", 1.0)):
-            if key in config.objective[name]:
-                config.objective[name][key] = none
+    common.leave_out_guidance(config)
     # Half the rows climb the levels; each level learns from the average of the level below, seven
     # levels up: a lag of five steps lets a run of two thousand steps reach the top.
     config.objective.shortcut.bootstrap_share = 0.5

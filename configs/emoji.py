@@ -32,11 +32,7 @@ def get_config():
     config.model.dtype = "float32"
     config.model.unroll = 4
 
-    # No guidance, as for the digits: nothing needs the null label.
-    for name in common.get_objectives():
-        for key, none in (("label_dropout", 0.0), ("max_guidance", 1.0)):
-            if key in config.objective[name]:
-                config.objective[name][key] = none
+    common.leave_out_guidance(config)
     config.objective.shortcut.bootstrap_share = 0.5
     # Latents reach 8 standard deviations, further than those of the SD VAE that the bound is for.
     config.objective.shortcut.clip = 10.0

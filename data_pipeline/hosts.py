@@ -10,9 +10,10 @@ import os
 
 from data_pipeline.errors import UserError
 
-# What launch/local_pod sets, and what marks the workers of a pod of TPU VMs.
-_NUM_PROCESSES = "SHORTCUT_TPU_NUM_PROCESSES"
-_PROCESS_ID = "SHORTCUT_TPU_PROCESS_ID"
+# What launch/local_pod sets.
+NUM_PROCESSES = "SHORTCUT_TPU_NUM_PROCESSES"
+PROCESS_ID = "SHORTCUT_TPU_PROCESS_ID"
+# The first is set by launch/tpu_pod on the workers of TPU VMs, whose environment does not tell.
 _POD_MARKS = ("SHORTCUT_TPU_POD", "MEGASCALE_COORDINATOR_ADDRESS")
 
 
@@ -37,9 +38,9 @@ def find_hosts(index: int | None = None, count: int | None = None) -> Hosts:
     if (index is None) != (count is None):
         raise UserError("--host and --hosts go together: the number of this one, and how many")
     found = Hosts()
-    if _NUM_PROCESSES in os.environ:
-        found = Hosts(int(os.environ.get(_PROCESS_ID, "0")), int(os.environ[_NUM_PROCESSES]))
-    elif _on_tpu_pod():
+    if NUM_PROCESSES in os.environ:
+        found = Hosts(int(os.environ.get(PROCESS_ID, "0")), int(os.environ[NUM_PROCESSES]))
+    elif on_tpu_pod():
         import jax  # Slow to import, and decoding processes import what imports this.
 
         # The chips of a pod start only together.
@@ -52,7 +53,7 @@ def find_hosts(index: int | None = None, count: int | None = None) -> Hosts:
     return Hosts(index, count)
 
 
-def _on_tpu_pod() -> bool:
+def on_tpu_pod() -> bool:
     """Whether this is one of several hosts of a TPU slice."""
     if os.environ.get("JAX_PLATFORMS", "") == "cpu":
         return False

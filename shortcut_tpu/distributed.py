@@ -1,6 +1,6 @@
 """Which hosts a run has: a TPU pod, a rehearsed pod on one machine, or this process alone.
 
-`launch/local_pod.sh` sets the variables below; on a TPU JAX finds the pod by itself.
+`launch/local_pod.sh` sets the variables; on a TPU JAX finds the pod by itself.
 """
 
 from collections.abc import Callable
@@ -14,12 +14,9 @@ from jax.experimental import multihost_utils
 import numpy as np
 
 from data_pipeline.errors import UserError
+from data_pipeline.hosts import NUM_PROCESSES, PROCESS_ID, on_tpu_pod
 
 COORDINATOR = "SHORTCUT_TPU_COORDINATOR"
-NUM_PROCESSES = "SHORTCUT_TPU_NUM_PROCESSES"
-PROCESS_ID = "SHORTCUT_TPU_PROCESS_ID"
-# Set by launch/tpu_pod on the workers of TPU VMs, whose environment does not tell.
-POD = "SHORTCUT_TPU_POD"
 
 T = TypeVar("T")
 _LARGEST = 1 << 14
@@ -35,7 +32,7 @@ def initialize() -> None:
             num_processes=int(os.environ[NUM_PROCESSES]),
             process_id=int(os.environ[PROCESS_ID]),
         )
-    elif _on_tpu_pod():
+    elif on_tpu_pod():
         jax.distributed.initialize()
 
 
@@ -78,11 +75,3 @@ def from_first(value: T) -> T:
     padded[: len(content)] = np.frombuffer(content, np.uint8)
     found: T = json.loads(bytes(multihost_utils.broadcast_one_to_all(padded)).rstrip(b"\0"))
     return found
-
-
-def _on_tpu_pod() -> bool:
-    """Whether this is one of several hosts of a TPU slice."""
-    if os.environ.get("JAX_PLATFORMS", "") == "cpu":
-        return False
-    hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "")
-    return POD in os.environ or "," in hosts or "MEGASCALE_COORDINATOR_ADDRESS" in os.environ

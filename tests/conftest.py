@@ -54,6 +54,13 @@ def quickly_compiled():
     jax.config.update("jax_disable_most_optimizations", False)
 
 
+@pytest.fixture
+def float64():
+    """Computes in double precision."""
+    with jax.enable_x64(True):
+        yield
+
+
 @pytest.fixture(scope="session")
 def devices():
     return jax.devices()

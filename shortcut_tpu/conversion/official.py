@@ -25,10 +25,10 @@ from shortcut_tpu.conversion.foreign import (
     attention_out,
     linear,
 )
-from shortcut_tpu.conversion.pickles import read_pickle
 from shortcut_tpu.models import DiT, Params
 from shortcut_tpu.models.dit import DiTConfig
 from shortcut_tpu.models.embeddings import SINUSOID_CHANNELS
+from shortcut_tpu.pickles import read_pickle
 
 # Predicts a loss variance that the official loss does not use.
 _UNUSED = "Embed_0/embedding"

@@ -210,7 +210,8 @@ def make_evaluator(
         num_samples,
         num_classes=config.data.num_classes,
         seed=generator.seed,
-        records=staging.local(config.data.path, config.data.stage),
+        # A copy of them is made only where they are looked at.
+        records=staging.local(config.data.path, config.data.stage) if balance == "data" else "",
     )
     return Evaluator(
         generator,

@@ -25,7 +25,7 @@ from data_pipeline.autoencoders.weights import fitted, sha256, unreadable
 from data_pipeline.errors import UserError
 from data_pipeline.torch_archive import read_torch_archive
 from shortcut_tpu.evaluation import inception
-from shortcut_tpu.evaluation.numpy_pickle import read_numpy_pickle
+from shortcut_tpu.pickles import read_pickle
 
 # SHA-256 of files whose digest several public repositories state.
 KNOWN = {
@@ -101,7 +101,7 @@ def _read_torch(path: epath.PathLike) -> dict[str, np.ndarray]:
 
 def _read_pickle(path: epath.PathLike) -> dict[str, np.ndarray]:
     """Flax's nested names and [h, w, in, out] kernels, as jax-fid has them."""
-    tree = read_numpy_pickle(path)
+    tree = read_arrays(path)
     tree.pop("AuxLogits", None)
     flat = {name: array for name, array in _leaves(tree) if isinstance(array, np.ndarray)}
     to_flax = {"fc.weight": "fc.kernel", "fc.bias": "fc.bias"}
@@ -110,6 +110,29 @@ def _read_pickle(path: epath.PathLike) -> dict[str, np.ndarray]:
         for ours, theirs in _PICKLE_NORM.items():
             to_flax[f"{module}.bn.{ours}"] = f"{module}.bn.{theirs}"
     return {ours: _torch_layout(flat[theirs]) for ours, theirs in to_flax.items() if theirs in flat}
+
+
+def read_arrays(path: epath.PathLike) -> dict[str, Any]:
+    """Reads a pickled dictionary, nested by names, whose leaves are arrays.
+
+    Raises:
+      UserError: the file is missing or damaged, holds something else, or names code.
+    """
+    return _arrays(path, read_pickle(path), "")
+
+
+def _arrays(path: epath.PathLike, content: Any, place: str) -> dict[str, Any]:
+    if not isinstance(content, dict) or not content:
+        raise UserError(f"{path}: holds no dictionary of arrays{place and f' at {place:.60}'}")
+    result: dict[str, Any] = {}
+    for name, value in content.items():
+        if not isinstance(name, str):
+            raise UserError(f"{path}: holds an entry {name!r:.60}, which is no name")
+        if isinstance(value, np.ndarray):
+            result[name] = value.astype(value.dtype.newbyteorder("="), copy=False)
+        else:
+            result[name] = _arrays(path, value, f"{place}/{name}".lstrip("/"))
+    return result
 
 
 def _leaves(tree: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, Any]]:

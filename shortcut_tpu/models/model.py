@@ -6,6 +6,7 @@ Usage:
       def apply(self, params, x, t, d, labels): return self.network(params)(x, t, d, labels)
 """
 
+import abc
 from typing import Any, ClassVar
 
 from flax import nnx
@@ -17,7 +18,7 @@ from shortcut_tpu.models.placement import place_params
 Params = Any
 
 
-class Model:
+class Model(abc.ABC):
     """Base of the networks that objectives train.
 
     Class attributes:
@@ -51,6 +52,7 @@ class Model:
         nnx.replace_by_pure_dict(state, params)
         return nnx.merge(self._graph, state)
 
+    @abc.abstractmethod
     def apply(
         self,
         params: Params,
@@ -61,4 +63,3 @@ class Model:
         **conditions: jax.Array,
     ) -> jax.Array:
         """What the network makes of x [B, H, W, C] at times t [B] for steps of size d [B]."""
-        raise NotImplementedError

@@ -9,6 +9,7 @@ Usage:
   loss, metrics = objective.loss(inputs)
 """
 
+import abc
 from collections.abc import Iterable
 import dataclasses
 from typing import Any, ClassVar, Protocol
@@ -80,7 +81,7 @@ class Inputs:
 
 
 @dataclasses.dataclass(frozen=True)
-class Objective:
+class Objective(abc.ABC):
     """Base of all objectives.
 
     Class attributes and properties:
@@ -121,6 +122,7 @@ class Objective:
     def ema_names(self) -> tuple[str, ...]:
         return ()
 
+    @abc.abstractmethod
     def loss(self, inputs: Inputs) -> tuple[jax.Array, Metrics]:
         """The scalar to minimise, and metrics by row.
 
@@ -128,7 +130,6 @@ class Objective:
         not concern one. It is left unreduced so that a step moves nothing between devices for it;
         the trainer reports its mean when it logs.
         """
-        raise NotImplementedError
 
     def renewed(
         self, emas: dict[str, Params], step: jax.Array, num_steps: int

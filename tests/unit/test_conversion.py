@@ -27,12 +27,12 @@ from data_pipeline.torch_archive import read_torch_archive
 from shortcut_tpu.conversion import official, torch_dit
 from shortcut_tpu.conversion.artifact import write_artifact
 from shortcut_tpu.conversion.foreign import require
-from shortcut_tpu.conversion.pickles import read_pickle
 from shortcut_tpu.conversion.runs import make_run
 from shortcut_tpu.conversion.tensors import card, read_tensors, write_tensors
 from shortcut_tpu.evaluation.generator import make_generator, sample_keys
 from shortcut_tpu.experiment import Experiment
 from shortcut_tpu.loading import load_run
+from shortcut_tpu.pickles import read_pickle
 from tests.unit.test_autoencoders import write_kl
 from tests.unit.test_official_parity import official_views
 

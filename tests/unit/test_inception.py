@@ -18,8 +18,7 @@ from tensorboard.util.tensor_util import make_tensor_proto
 from data_pipeline.autoencoders.layers import run
 from data_pipeline.errors import UserError
 from shortcut_tpu.evaluation import inception, inception_weights
-from shortcut_tpu.evaluation.inception_weights import graph_scope, load_inception
-from shortcut_tpu.evaluation.numpy_pickle import read_numpy_pickle
+from shortcut_tpu.evaluation.inception_weights import graph_scope, load_inception, read_arrays
 from tests.golden.torch_weights import inception_images
 from tests.golden.torch_weights import inception_weights as seeded_weights
 
@@ -138,7 +137,7 @@ def test_pickles_of_older_numpys_are_read(tmp_path):
     """numpy 2 renamed numpy.core; text pickles hold names without their lengths."""
     path = tmp_path / "tree.pickle"
     path.write_bytes(pickle.dumps({"a": np.arange(3.0)}, 0).replace(b"numpy._core", b"numpy.core"))
-    np.testing.assert_array_equal(read_numpy_pickle(path)["a"], np.arange(3.0))
+    np.testing.assert_array_equal(read_arrays(path)["a"], np.arange(3.0))
 
 
 def test_graph_scopes_are_tensorflows():
@@ -170,7 +169,7 @@ def test_pickles_of_every_age_are_read(tmp_path, protocol):
     }
     path = tmp_path / "tree.pickle"
     path.write_bytes(pickle.dumps(tree, protocol))
-    found = read_numpy_pickle(path)
+    found = read_arrays(path)
     np.testing.assert_array_equal(found["a"]["b"], tree["a"]["b"])
     for name in ("c", "d", "e"):
         np.testing.assert_array_equal(found[name], tree[name])
@@ -203,7 +202,7 @@ def test_pickles_of_anything_else_are_refused(tmp_path, monkeypatch, content):
     path = tmp_path / "weights.pickle"
     path.write_bytes(pickle.dumps(content))
     with pytest.raises(UserError, match="weights.pickle: "):
-        read_numpy_pickle(path)
+        read_arrays(path)
     assert not (tmp_path / "PROOF").exists()
 
 
@@ -213,7 +212,7 @@ def test_damaged_files_are_named(tmp_path):
     for size in range(0, len(whole), 37):
         path.write_bytes(whole[:size])
         with pytest.raises(UserError, match="weights.pickle: is damaged"):
-            read_numpy_pickle(path)
+            read_arrays(path)
     for name, message in (
         ("w.bin", "its name ends in none of .pth, .pt, .pickle, .pkl, .pb"),
         ("w.pb", "w.pb: cannot be read: No such file"),

@@ -1,6 +1,5 @@
 """The targets of every method on the Gaussian problem, against its closed forms in float64."""
 
-from collections.abc import Iterator
 import dataclasses
 from typing import Any
 
@@ -9,55 +8,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from shortcut_tpu.models import koopman as networks
 from shortcut_tpu.objectives import (
     OBJECTIVES,
     alpha_flow,
     base,
-    consistency_distillation,
     consistency_training,
     diffusion,
-    get,
     high_order,
     improved_meanflow,
     improved_shortcut,
-    koopman,
     live_reflow,
     meanflow,
-    progressive_distillation,
-    reflow,
     shortcut,
     split_meanflow,
 )
-from tests.unit.gaussian import NULL_LABEL, Gaussian
+from tests.unit import test_distillation_targets
+from tests.unit.gaussian import NULL_LABEL
+from tests.unit.points import PROBLEM, ROWS, Points, assert_equal
 
-PROBLEM = Gaussian(mean=0.7, std=0.4)
-ROWS = 64
-
-
-@pytest.fixture(autouse=True)
-def _float64() -> Iterator[None]:
-    with jax.enable_x64(True):
-        yield
-
-
-def assert_equal(ours: Any, exact: Any) -> None:
-    np.testing.assert_allclose(np.asarray(ours), np.asarray(exact), rtol=0, atol=1e-12)
-
-
-@dataclasses.dataclass
-class Points:
-    """Rows at x_t, each with an interval [t, t + d] that ends at 1 or before."""
-
-    def __post_init__(self) -> None:
-        self.x0, self.x1 = PROBLEM.pairs(ROWS)
-        t, d = jax.random.uniform(jax.random.key(1), (2, ROWS))
-        self.t, self.d = t, d * (1 - t)
-        self.xt = base.path(self.x0, self.x1, self.t, sigma_min=0.0)
-        self.labels = jnp.zeros(ROWS, jnp.int32)
-        self.inputs = PROBLEM.inputs(self.x1)
-        self.v = PROBLEM.velocity(self.xt, self.t)
-        self.u = PROBLEM.mean_velocity(self.xt, self.t, self.d)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def test_problem() -> None:
@@ -274,78 +243,6 @@ def test_consistency_training_stages() -> None:
     assert float(objective.bins(jnp.asarray(6999), 7000)) == 64
 
 
-TEACHER_AND_STUDENT = {
-    "teacher": {"is_teacher": np.array(True)},
-    "target": {"is_teacher": np.array(False)},
-}
-
-
-def teacher_and_student(teacher: Any, student: Any) -> Any:
-    """A network that is one function with the teacher's parameters and another with others."""
-
-    def network(
-        params: Any, x: jax.Array, t: jax.Array, d: jax.Array, labels: jax.Array
-    ) -> jax.Array:
-        assert (d == 1).all()
-        return (teacher if params["is_teacher"] else student)(x, t, labels)
-
-    return network
-
-
-@pytest.mark.parametrize("stage", [0, 3, 6])
-def test_progressive_distillation(stage: int) -> None:
-    """A teacher with the exact u(x, t, d/2) gives the exact u(x, t, d), d = 2^(stage + 1) / M."""
-    p = Points()
-    d = 2.0 ** (stage + 1) / 128
-    network = teacher_and_student(
-        lambda x, t, labels: PROBLEM.mean_velocity(x, t, jnp.full_like(t, d / 2)), None
-    )
-    inputs = PROBLEM.inputs(p.x1, apply=network, emas=TEACHER_AND_STUDENT)
-    objective = progressive_distillation.ProgressiveDistillation(clip=0.0)
-    t = jnp.floor(p.t / d) * d
-    targets = objective.targets(inputs, p.xt, t, p.labels, jnp.asarray(stage))
-    assert_equal(targets, PROBLEM.mean_velocity(p.xt, t, jnp.full_like(t, d)))
-
-
-def test_progressive_distillation_guides_in_the_first_stage() -> None:
-    """v_null + w (v - v_null) of the teacher at stage 0, v at all others."""
-    p = Points()
-    network = teacher_and_student(
-        lambda x, t, labels: jnp.full_like(x, 3.0) - 2.0 * (labels == 0)[:, None, None, None], None
-    )
-    inputs = PROBLEM.inputs(p.x1, apply=network, emas=TEACHER_AND_STUDENT)
-    objective = progressive_distillation.ProgressiveDistillation(clip=0.0, guidance=1.5)
-    for stage, value in ((0, 3 + 1.5 * (1 - 3)), (1, 1.0), (6, 1.0)):
-        targets = objective.targets(inputs, p.xt, p.t, p.labels, jnp.asarray(stage))
-        assert_equal(targets, jnp.full_like(p.xt, value))
-
-
-def test_progressive_distillation_renews_its_teacher() -> None:
-    """The student's average takes the teacher's place at the end of each stage, and only then."""
-    objective = progressive_distillation.ProgressiveDistillation(target_ema="target")
-    emas = {"teacher": {"w": jnp.zeros(2)}, "target": {"w": jnp.ones(2)}, "evaluation": {}}
-    renewals = [
-        step
-        for step in range(700)
-        if objective.renewed(emas, jnp.asarray(step), 700)["teacher"]["w"].all()
-    ]
-    assert renewals == [99, 199, 299, 399, 499, 599]
-
-
-def test_consistency_distillation() -> None:
-    """A teacher with the exact u(x, t, 1/M) and a student with the exact u(x, t, 1 - t) agree."""
-    p = Points()
-    network = teacher_and_student(
-        lambda x, t, labels: PROBLEM.mean_velocity(x, t, jnp.full_like(t, 1 / 128)),
-        lambda x, t, labels: PROBLEM.mean_velocity(x, t, 1 - t),
-    )
-    inputs = PROBLEM.inputs(p.x1, apply=network, emas=TEACHER_AND_STUDENT)
-    objective = consistency_distillation.ConsistencyDistillation(clip=0.0)
-    t = jnp.floor(p.t * 128) / 128
-    targets = objective.targets(inputs, p.xt, t, p.labels)
-    assert_equal(targets, PROBLEM.mean_velocity(p.xt, t, 1 - t))
-
-
 def test_live_reflow() -> None:
     """Eight Euler steps of the field at d = 1/M, guided: an affine map in closed form."""
     p = Points()
@@ -366,97 +263,6 @@ def test_live_reflow() -> None:
         v = 0.7 + slope * (exact - t * 0.7)
         exact = exact + (v + (1 - guidance) * 2.0) / 8
     assert_equal(ours, exact)
-
-
-def test_reflow() -> None:
-    """On the flow's own pairs the field m + (s - 1) x_0, x_0 from x_t, has no loss: d = 1, all t.
-
-    Another field has the mean square of what it is off by, row by row.
-    """
-    x0, _ = PROBLEM.pairs(ROWS)
-    x1 = PROBLEM.flow(x0, jnp.zeros(ROWS), jnp.ones(ROWS))
-    seen: list[np.ndarray] = []
-
-    def network(off: float) -> Any:
-        def field(
-            params: Any, x: jax.Array, t: jax.Array, d: jax.Array, labels: jax.Array
-        ) -> jax.Array:
-            assert (d == 1).all()
-            seen.append(np.asarray(t))
-            t = base.along_rows(t, x)
-            noise = (x - t * 0.7) / (1 - t + 0.4 * t)
-            return 0.7 + (0.4 - 1) * noise + off * t
-
-        return field
-
-    for off in (0.0, 2.0):
-        inputs = PROBLEM.inputs(x1, apply=network(off), x0=x0)
-        loss, metrics = reflow.Reflow().loss(inputs)
-        assert_equal(metrics["loss_reflow"], (off * seen[-1]) ** 2)
-        assert_equal(loss, np.mean((off * seen[-1]) ** 2))
-    assert (seen[0] >= 0).all() and (seen[0] < 1).all() and np.std(seen[0]) > 0.2
-
-
-def test_get() -> None:
-    """sum_k g^(n - k) mean |y^k - z_1| in numpy for n = 3; the sample is y^n."""
-    x0, x1 = PROBLEM.pairs(ROWS)
-    factors = (0.5, -1.0, 2.0)
-
-    def network(
-        params: Any, x: jax.Array, t: jax.Array, d: jax.Array, labels: jax.Array
-    ) -> jax.Array:
-        return jnp.concatenate([c * x for c in factors], axis=-1)
-
-    objective = get.GenerativeEquilibrium(iterate_decay=0.5)
-    loss, metrics = objective.loss(PROBLEM.inputs(x1, apply=network, x0=x0))
-    noise, data = np.asarray(x0), np.asarray(x1)
-    errors = [np.abs(c * noise - data).mean((1, 2, 3)) for c in factors]
-    rows = errors[0] / 4 + errors[1] / 2 + errors[2]
-    assert_equal(metrics["loss_iterates"], rows)
-    assert_equal(metrics["loss_sample"], errors[2])
-    assert_equal(loss, rows.mean())
-    sample = objective.sample(
-        lambda *a: network(None, *a),
-        x0,
-        jnp.zeros(ROWS, int),
-        1,
-        jax.random.split(jax.random.key(0), ROWS),
-    )
-    assert_equal(sample, 2 * x0)
-    assert objective.step_counts((1, 4, 128)) == (1,)
-    with pytest.raises(ValueError, match="iterate_decay"):
-        get.GenerativeEquilibrium(iterate_decay=0.0)
-
-
-def test_koopman() -> None:
-    """a |z_0 - z_p|^2 + b |D(z_0) - z_1|^2 + c |D(z_p) - z_1|^2 in numpy, each a mean.
-
-    For linear parts: D(z) = 2 z, E_0(x) = x / 2, K E_T(x) + c_y = 0.3 x + y.
-    """
-    x0, x1 = PROBLEM.pairs(ROWS)
-    labels = jnp.arange(ROWS) % 3
-
-    class Linear:
-        def parts(
-            self, params: Any, x0: Any, x1: Any, labels: Any, key: Any, noise: float
-        ) -> networks.Parts:
-            assert noise == 0.4
-            code, pushed = x1 / 2, 0.3 * x0 + base.along_rows(labels, x0)
-            return networks.Parts(code, pushed, 2 * code, 2 * pushed)
-
-    objective = koopman.KoopmanDistillation(
-        latent_weight=0.5, reconstruction_weight=3.0, push_weight=2.0
-    )
-    inputs = PROBLEM.inputs(x1, x0=x0, labels=labels, model=Linear())
-    loss, metrics = objective.loss(inputs)
-    noise, data = np.asarray(x0), np.asarray(x1)
-    pushed = 0.3 * noise + np.asarray(labels)[:, None, None, None]
-    latent = ((data / 2 - pushed) ** 2).mean((1, 2, 3))
-    push = ((2 * pushed - data) ** 2).mean((1, 2, 3))
-    assert_equal(metrics["loss_latent"], latent)
-    assert_equal(metrics["loss_reconstruction"], np.zeros(ROWS))
-    assert_equal(metrics["loss_push"], push)
-    assert_equal(loss, (0.5 * latent + 2 * push).mean())
 
 
 def numpy_curve(curve: str, t: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -609,8 +415,9 @@ def test_diffusion_sampler_converges_to_the_flow() -> None:
     assert errors[1000] < 0.01
 
 
-def test_every_objective_is_here() -> None:
+def test_every_objective_is_here_or_with_the_distillations() -> None:
     """A method's target must be checked before it is offered."""
-    checked = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
+    names = {*globals(), *vars(test_distillation_targets)}
+    checked = {name.removeprefix("test_") for name in names if name.startswith("test_")}
     covered = {name for name in OBJECTIVES if any(test.startswith(name) for test in checked)}
     assert set(OBJECTIVES) - covered <= {"flow_matching"}

@@ -2,8 +2,8 @@
 
 Stopped at any moment and started again, it keeps the finished shards, and the folder ends up with
 the same bytes as after an unbroken run; so it does on any number of hosts that share the folder,
-each of which runs this command. A damaged shard of a finished folder is encoded anew. Images that
-cannot be used are listed in DIR/rejected.jsonl.
+on a disk or in a bucket, and each run this command. A damaged shard of a finished folder is encoded
+anew. Images that cannot be used are listed in DIR/rejected.jsonl.
 
 Usage:
     $ python -m data_pipeline.encode_latents --source=digits --autoencoder=identity --output=DIR
@@ -22,12 +22,15 @@ Sources:
 """
 
 from collections.abc import Sequence
-from pathlib import Path
+import os
+import tempfile
 from typing import TYPE_CHECKING
 
 from absl import app, flags
+from etils import epath
 import numpy as np
 
+from data_pipeline import staging
 from data_pipeline.command_line import parse_flags, required
 from data_pipeline.decoding import Rejected, default_workers, open_reader
 from data_pipeline.errors import UserError, exit_on_user_error
@@ -38,6 +41,7 @@ from data_pipeline.records import Field, Manifest
 from data_pipeline.resumable import ResumableFolder, check_rejected
 from data_pipeline.sources import EncodedSource, Source, open_source
 from data_pipeline.verification import verify_records
+from data_pipeline.whole_files import in_bucket
 
 if TYPE_CHECKING:
     from data_pipeline.autoencoders import Autoencoder
@@ -56,7 +60,7 @@ _STALL_SECONDS = 1800.0
 def encode(
     source: Source | EncodedSource,
     autoencoder: "Autoencoder",
-    output: Path,
+    output: str | os.PathLike[str],
     *,
     shard_records: int = SHARD_RECORDS,
     flips: bool = False,
@@ -71,7 +75,7 @@ def encode(
     Args:
         source: the images.
         autoencoder: what encodes them.
-        output: the folder; made if need be.
+        output: the folder, on a disk or in a bucket; made if need be.
         shard_records: images a shard; the last one takes what is left. A finished folder keeps
             the size it has.
         flips: whether the latents of the mirrored images are kept as well.
@@ -90,6 +94,7 @@ def encode(
     """
     from data_pipeline.encoder import Encoder
 
+    output = epath.Path(output)
     preprocessing = preprocessing or Preprocessing("adm", _DEFAULT_IMAGE_SIZE)
     hosts = hosts or Hosts()
     plan = _plan(source, autoencoder, flips, preprocessing)
@@ -177,7 +182,7 @@ def _split(images: range, size: int) -> list[range]:
 
 
 def _refuse_too_many(
-    folder: ResumableFolder, rejected: Sequence[Rejected], output: Path, max_rejected: int
+    folder: ResumableFolder, rejected: Sequence[Rejected], output: epath.Path, max_rejected: int
 ) -> None:
     """Lists the rejected images and raises a UserError where they are too many."""
     found = {image.index: image for image in (*folder.rejected(), *rejected)}
@@ -191,7 +196,7 @@ def _define_flags() -> None:
     # Not at import: other commands have flags of the same names.
     flags.DEFINE_string("source", None, "The images, KIND or KIND:PATH; see above.")
     flags.DEFINE_string("autoencoder", "identity", "What encodes them, NAME[:WEIGHTS].")
-    flags.DEFINE_string("output", None, "The folder for the records; all hosts must share it.")
+    flags.DEFINE_string("output", None, "Folder for the records, gs:// or on a shared disk.")
     flags.DEFINE_integer(
         "image_size", None, f"Side of the square pictures; {_DEFAULT_IMAGE_SIZE} by default.", 1
     )
@@ -231,7 +236,7 @@ def main(argv: Sequence[str]) -> None:
     manifest, encoded = encode(
         images,
         load_autoencoder(values.autoencoder),
-        Path(output),
+        output,
         shard_records=values.shard_records,
         flips=values.flips,
         preprocessing=Preprocessing(values.preprocessing, values.image_size or _DEFAULT_IMAGE_SIZE),
@@ -250,7 +255,9 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _verify(output: str) -> None:
-    manifest = verify_records(output)
+    with tempfile.TemporaryDirectory() as folder:
+        copy = staging.local(output, folder) if in_bucket(output) else output
+        manifest = verify_records(output, copy)
     print(
         f"{output}: all {manifest.num_records} records are whole; images rejected:"
         f" {manifest.preprocessing.get('rejected', 0)}"

@@ -11,12 +11,14 @@ import dataclasses
 import json
 import math
 import os
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any
 
+from etils import epath
 import numpy as np
 
 from data_pipeline.errors import UserError
+from data_pipeline.whole_files import failures, write_json
 
 FORMAT_VERSION = 1
 FILE_NAME = "manifest.json"
@@ -111,15 +113,15 @@ class Manifest:
         Raises:
             UserError: it is missing, unreadable, inconsistent or of an unknown format version.
         """
-        path = Path(directory) / FILE_NAME
+        path = epath.Path(directory) / FILE_NAME
         try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
+            raw = json.loads(path.read_text("utf-8"))
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(
                 f"{path}: no such file; make the records with `python -m"
                 f" data_pipeline.encode_latents --source=... --output={directory}`"
             ) from None
-        except (OSError, ValueError) as error:
+        except failures(ValueError) as error:
             raise UserError(f"{path}: cannot be read: {error}") from None
         version = raw.get("format_version") if isinstance(raw, dict) else None
         if version != FORMAT_VERSION:
@@ -149,7 +151,7 @@ class Manifest:
         Raises:
             UserError: it cannot be written.
         """
-        write_json(Path(directory) / FILE_NAME, dataclasses.asdict(self))
+        write_json(epath.Path(directory) / FILE_NAME, dataclasses.asdict(self))
 
     def _check(self) -> None:
         """Raises a ValueError where the parts do not agree, or are of another type."""
@@ -157,7 +159,7 @@ class Manifest:
             counts = (shard.num_records, shard.num_bytes)
             if not all(type(count) is int and count >= 0 for count in counts):
                 raise ValueError(f"a shard's counts are {counts}")
-            if not isinstance(shard.file, str) or Path(shard.file).name != shard.file:
+            if not isinstance(shard.file, str) or PurePath(shard.file).name != shard.file:
                 raise ValueError(f"a shard's file is {shard.file!r}, it needs a name in the folder")
         if not all(isinstance(name, str) for name in self.class_names):
             raise ValueError("a class name is not a text")
@@ -190,26 +192,3 @@ def pair_fields(latent_shape: tuple[int, ...]) -> tuple[Field, ...]:
         Field("mean", "float16", latent_shape),
         Field("label", "int32", ()),
     )
-
-
-def write_json(path: Path, content: Any, suffix: str = ".tmp") -> None:
-    """Writes indented JSON, whole or not at all; the same content gives the same bytes.
-
-    Args:
-        path: the file.
-        content: what JSON can hold.
-        suffix: what the temporary file beside it ends in; each of several writers needs its own.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}{suffix}")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(content, file, indent=2)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error}") from None

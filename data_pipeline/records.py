@@ -12,17 +12,18 @@ Usage:
 from collections.abc import Sequence
 import contextlib
 import dataclasses
-import hashlib
 import os
 from pathlib import Path
 from typing import Any
 
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+from etils import epath
 import numpy as np
 
 from data_pipeline.errors import UserError
 from data_pipeline.manifest import FORMAT_VERSION, Field, Manifest, Shard
+from data_pipeline.whole_files import failures, file_sha256, put
 
 __all__ = [
     "FORMAT_VERSION",
@@ -53,24 +54,20 @@ class DamagedRecordError(UserError):
         self.index = index
 
 
-def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file's content, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_shard(path: Path, records: np.ndarray, temporary: Path | None = None) -> Shard:
+def write_shard(path: epath.PathLike, records: np.ndarray, temporary: Path | None = None) -> Shard:
     """Writes records into an ArrayRecord file, whole or not at all.
 
     Args:
-        path: the file; it appears, or is replaced, only once all of it is on the disk.
+        path: the file, on a disk or in a bucket; it appears, or is replaced, once it is complete.
         records: [n] of a manifest's `record_dtype`.
-        temporary: where it is written first, on the same disk; beside it by default.
+        temporary: where it is written first, on the same disk unless in a bucket; beside it by
+            default.
 
     Raises:
         UserError: the file cannot be written.
     """
-    temporary = temporary or path.with_name(f".{path.name}.tmp")
+    place = epath.Path(path)
+    temporary = temporary or Path(place.with_name(f".{place.name}.tmp"))
     size = records.dtype.itemsize
     raw = np.ascontiguousarray(records).view(np.uint8).data
     try:
@@ -78,11 +75,9 @@ def write_shard(path: Path, records: np.ndarray, temporary: Path | None = None) 
         for start in range(0, len(raw), size):
             writer.write(bytes(raw[start : start + size]))
         writer.close()
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        shard = Shard(path.name, len(records), temporary.stat().st_size, file_sha256(temporary))
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
+        shard = Shard(place.name, len(records), temporary.stat().st_size, file_sha256(temporary))
+        put(temporary, place)
+    except failures(RuntimeError) as error:
         raise UserError(f"{path}: cannot be written: {error}") from None
     finally:
         with contextlib.suppress(OSError):

@@ -3,10 +3,11 @@
 A shard stands for a range of the source's images, and holds a record of each that was not rejected.
 Host h of n makes the shards h, h+n, h+2n, ... Until all are there, `unfinished/` holds what was
 planned, a note on every finished shard, and how far each host is. The first host gathers the notes
-into `manifest.json` and `rejected.jsonl`. All hosts must see the folder as one of a disk.
+into `manifest.json` and `rejected.jsonl`. All hosts must see the folder: it is in a bucket, or on a
+disk that they share.
 
 Usage, on every host:
-    with ResumableFolder(Path("DIR"), plan, shard_records=8192, hosts=Hosts(0, 2)) as folder:
+    with ResumableFolder("DIR", plan, shard_records=8192, hosts=Hosts(0, 2)) as folder:
         for number in folder.missing():
             folder.write(number, records, rejected)
         manifest = folder.finish(max_rejected=0, stall_seconds=1800)
@@ -19,10 +20,11 @@ import fcntl
 import json
 import os
 from pathlib import Path
-import shutil
+import tempfile
 import time
 from typing import Any
 
+from etils import epath
 import numpy as np
 
 from data_pipeline import manifest as manifest_lib
@@ -31,6 +33,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.hosts import Hosts
 from data_pipeline.progress import progress_bar
 from data_pipeline.records import Manifest, Shard, file_sha256, write_shard
+from data_pipeline.whole_files import failures, in_bucket, put, write_json
 
 REJECTED_FILE = "rejected.jsonl"
 
@@ -43,6 +46,9 @@ _REJECTED = "rejected"
 _NOT_PLANNED = (_SHARD_RECORDS, _REJECTED, "num_records")
 _POLL_SECONDS = 0.2
 _REPORT_SECONDS = 1.0
+# A bucket bills every look, and takes a file anew at most once a second.
+_BUCKET_POLL_SECONDS = 5.0
+_BUCKET_REPORT_SECONDS = 5.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,11 +62,13 @@ class _Done:
 class ResumableFolder:
     """What a folder will hold, and which of its shards are there already."""
 
-    def __init__(self, path: Path, plan: Manifest, shard_records: int, hosts: Hosts):
+    def __init__(
+        self, path: str | os.PathLike[str], plan: Manifest, shard_records: int, hosts: Hosts
+    ):
         """Describes the folder; nothing is written.
 
         Args:
-            path: the folder.
+            path: the folder, on a disk or in a bucket.
             plan: the manifest to be, without its shards; its num_records counts the images.
             shard_records: images a shard; the last one takes what is left. A folder that was
                 begun with another number is refused, and a finished one keeps its own.
@@ -71,8 +79,9 @@ class ResumableFolder:
         """
         if shard_records < 1:
             raise UserError(f"shard_records must be at least 1, not {shard_records}")
-        self._path = path
-        self._notes = path / _NOTES
+        self._path = epath.Path(path)
+        self._notes = self._path / _NOTES
+        self._in_bucket = in_bucket(path)
         self._plan = plan
         self._shard_records = shard_records
         self._hosts = hosts
@@ -80,7 +89,7 @@ class ResumableFolder:
         self._reported_at = 0.0
         self._there: Manifest | None = None
         self._stack = contextlib.ExitStack()
-        if (path / manifest_lib.FILE_NAME).exists():
+        if (self._path / manifest_lib.FILE_NAME).exists():
             self._there = Manifest.load(path)
             first = self._there.shards[0].num_records
             self._shard_records = self._there.preprocessing.get(_SHARD_RECORDS, first)
@@ -122,13 +131,11 @@ class ResumableFolder:
         plan_file = self._notes / _PLAN
         try:
             self._notes.mkdir(parents=True, exist_ok=True)
-            self._lock()
-            for stale in self._notes.glob(f".*{self._suffix}"):
-                stale.unlink()
+            self._open_temporaries()
             if not plan_file.exists():
-                manifest_lib.write_json(plan_file, content, self._suffix)
+                write_json(plan_file, content, self._suffix)
             self._require_same(json.loads(plan_file.read_text("utf-8")), content)
-        except (OSError, ValueError) as error:
+        except failures(ValueError) as error:
             self._stack.close()
             raise UserError(f"{self._path}: cannot be used: {error}") from None
         except UserError:
@@ -162,19 +169,20 @@ class ResumableFolder:
         path = self._shard_path(number)
         try:
             self._notes.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
+        except failures() as error:
             raise UserError(f"{self._notes}: cannot be written: {error}") from None
-        shard = write_shard(path, records, self._notes / f".{path.name}{self._suffix}")
+        shard = write_shard(path, records, self._temporary(path.name))
         note = {"shard": dataclasses.asdict(shard), "rejected": [vars(image) for image in rejected]}
-        manifest_lib.write_json(self._note_path(number), note, self._suffix)
+        write_json(self._note_path(number), note, self._suffix)
         self._done[number] = _Done(shard, tuple(rejected))
 
     def report(self, number: int, done: int) -> None:
         """Lets the other hosts know how many images of a shard are done; now and then is enough."""
-        if self._hosts.count > 1 and time.monotonic() > self._reported_at + _REPORT_SECONDS:
+        every = _BUCKET_REPORT_SECONDS if self._in_bucket else _REPORT_SECONDS
+        if self._hosts.count > 1 and time.monotonic() > self._reported_at + every:
             self._reported_at = time.monotonic()
             path = self._notes / f"progress-{self._hosts.index:05d}.json"
-            manifest_lib.write_json(path, {"shard": number, "images": done}, self._suffix)
+            write_json(path, {"shard": number, "images": done}, self._suffix)
 
     def num_done(self) -> int:
         """How many images are done, of all hosts."""
@@ -207,7 +215,7 @@ class ResumableFolder:
         """
         if self._there is not None and not self._done:
             if self._hosts.index == 0:
-                shutil.rmtree(self._notes, ignore_errors=True)
+                self._clear()
             return self._there
         if self._hosts.index > 0:
             manifest_file = self._path / manifest_lib.FILE_NAME
@@ -235,7 +243,7 @@ class ResumableFolder:
             | {_SHARD_RECORDS: self._shard_records, _REJECTED: len(rejected)},
         )
         manifest.save(self._path)
-        shutil.rmtree(self._notes, ignore_errors=True)
+        self._clear()
         return manifest
 
     def list_rejected(self, rejected: Sequence[Rejected]) -> None:
@@ -245,15 +253,15 @@ class ResumableFolder:
             UserError: it cannot be written.
         """
         path = self._path / REJECTED_FILE
-        temporary = self._notes / f".{path.name}{self._suffix}"
         try:
             if not rejected:
                 path.unlink(missing_ok=True)
                 return
-            self._notes.mkdir(exist_ok=True)
+            self._notes.mkdir(parents=True, exist_ok=True)
+            temporary = self._temporary(path.name)
             temporary.write_text("".join(f"{json.dumps(vars(image))}\n" for image in rejected))
-            os.replace(temporary, path)
-        except OSError as error:
+            put(temporary, path)
+        except failures() as error:
             raise UserError(f"{path}: cannot be written: {error}") from None
 
     @property
@@ -261,9 +269,31 @@ class ResumableFolder:
         """What this host's temporary files end in."""
         return f".host-{self._hosts.index}.tmp"
 
+    def _temporary(self, name: str) -> Path:
+        """Where this host writes a file before it gets its place."""
+        return self._temporaries / f".{name}{self._suffix}"
+
+    def _open_temporaries(self) -> None:
+        """Takes this host's place; what an earlier process of it left goes.
+
+        In a bucket nothing is locked: of two in one place each makes the same files.
+        """
+        if self._in_bucket:
+            self._temporaries = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
+            return
+        self._temporaries = Path(self._notes)
+        self._lock()
+        for stale in self._temporaries.glob(f".*{self._suffix}"):
+            stale.unlink()
+
+    def _clear(self) -> None:
+        """Removes what only unfinished folders hold."""
+        with contextlib.suppress(*failures()):
+            self._notes.rmtree()
+
     def _lock(self) -> None:
         """Keeps other processes from this host's place; the system lets go when this one ends."""
-        path = self._notes / f"host-{self._hosts.index:05d}.lock"
+        path = self._temporaries / f"host-{self._hosts.index:05d}.lock"
         file = self._stack.enter_context(path.open("w"))
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -307,7 +337,7 @@ class ResumableFolder:
                     f"{self._path}: waited {stall_seconds:g} s for {what}{of}; start the command"
                     f" again on all of the {self._hosts.count} hosts"
                 )
-            time.sleep(_POLL_SECONDS)
+            time.sleep(_BUCKET_POLL_SECONDS if self._in_bucket else _POLL_SECONDS)
 
     def _progress(self) -> list[tuple[int, int]]:
         """The shard that each host is at, and how many of its images are done."""
@@ -316,7 +346,7 @@ class ResumableFolder:
             try:
                 content = json.loads(path.read_text("utf-8"))
                 found.append((int(content["shard"]), int(content["images"])))
-            except (OSError, TypeError, ValueError, KeyError):
+            except failures(TypeError, ValueError, KeyError):
                 continue  # Gone, or of no use.
         return found
 
@@ -327,7 +357,7 @@ class ResumableFolder:
         if done is not None and path.is_file() and file_sha256(path) == done.shard.sha256:
             return True
         self._done.pop(number, None)
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(*failures()):
             self._note_path(number).unlink()
         return False
 
@@ -338,17 +368,17 @@ class ResumableFolder:
                 note = json.loads(self._note_path(number).read_text("utf-8"))
                 rejected = tuple(Rejected(**image) for image in note["rejected"])
                 self._done[number] = _Done(Shard(**note["shard"]), rejected)
-            except (OSError, TypeError, ValueError, KeyError):
+            except failures(TypeError, ValueError, KeyError):
                 return None  # Whatever it is about, the shard can be made again.
         return self._done[number]
 
     def _of_manifest(self, number: int) -> _Done | None:
         return _Done(self._there.shards[number]) if self._there is not None else None
 
-    def _shard_path(self, number: int) -> Path:
+    def _shard_path(self, number: int) -> epath.Path:
         return self._path / f"shard-{number:05d}-of-{len(self.numbers):05d}.array_record"
 
-    def _note_path(self, number: int) -> Path:
+    def _note_path(self, number: int) -> epath.Path:
         return self._notes / f"{self._shard_path(number).name}.json"
 
     def _require_same(self, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
@@ -366,7 +396,7 @@ class ResumableFolder:
             )
 
 
-def check_rejected(folder: Path, rejected: Sequence[Rejected], max_rejected: int) -> None:
+def check_rejected(folder: epath.Path, rejected: Sequence[Rejected], max_rejected: int) -> None:
     """Raises a UserError where more images were rejected than may be."""
     if len(rejected) > max_rejected:
         first = rejected[0]
@@ -376,7 +406,7 @@ def check_rejected(folder: Path, rejected: Sequence[Rejected], max_rejected: int
         )
 
 
-def read_rejected(folder: Path) -> list[Rejected]:
+def read_rejected(folder: epath.Path) -> list[Rejected]:
     """The images that `rejected.jsonl` lists.
 
     Raises:
@@ -387,7 +417,7 @@ def read_rejected(folder: Path) -> list[Rejected]:
         return [Rejected(**json.loads(line)) for line in path.read_text("utf-8").splitlines()]
     except FileNotFoundError:
         return []
-    except (OSError, TypeError, ValueError) as error:
+    except failures(TypeError, ValueError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
 
 

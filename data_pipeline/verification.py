@@ -5,8 +5,8 @@ Usage:
 """
 
 import os
-from pathlib import Path
 
+from etils import epath
 import numpy as np
 
 from data_pipeline.errors import UserError
@@ -18,8 +18,14 @@ from data_pipeline.resumable import REJECTED_FILE, read_rejected
 _BATCH = 1024
 
 
-def verify_records(directory: str | os.PathLike[str]) -> Manifest:
+def verify_records(
+    directory: str | os.PathLike[str], copy: str | os.PathLike[str] = ""
+) -> Manifest:
     """Compares every shard with its checksum, then reads and decodes every record.
+
+    Args:
+        directory: the folder.
+        copy: of a folder in a bucket, where its records have been copied to.
 
     Returns:
         The manifest.
@@ -28,8 +34,9 @@ def verify_records(directory: str | os.PathLike[str]) -> Manifest:
         UserError: names the first shard or record that is missing, differs, is not finite, or has
             a label without a class; or the list of rejected images where it is not complete.
     """
-    manifest = verify(directory)
-    reader = LatentReader(directory)
+    copy = copy or directory
+    manifest = verify(copy)
+    reader = LatentReader(copy)
     with progress_bar("records", len(reader)) as advance:
         for start in range(0, len(reader), _BATCH):
             indices = np.arange(start, min(start + _BATCH, len(reader)))
@@ -42,10 +49,13 @@ def verify_records(directory: str | os.PathLike[str]) -> Manifest:
                     bad = indices[~good][0]
                     raise UserError(f"{directory}: the {name} of record {bad} is out of range")
             advance(len(indices))
-    listed, rejected = len(read_rejected(Path(directory))), manifest.preprocessing.get("rejected")
+    listed, rejected = (
+        len(read_rejected(epath.Path(directory))),
+        manifest.preprocessing.get("rejected"),
+    )
     if rejected is not None and listed != rejected:
         raise UserError(
-            f"{Path(directory) / REJECTED_FILE}: lists {listed} images, the manifest counts"
+            f"{epath.Path(directory) / REJECTED_FILE}: lists {listed} images, the manifest counts"
             f" {rejected}"
         )
     return manifest

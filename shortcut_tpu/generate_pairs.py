@@ -12,7 +12,6 @@ same bytes as after an unbroken run. A damaged shard of a finished folder is mad
 from collections.abc import Iterator
 import contextlib
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -69,7 +68,9 @@ class Asked:
     shard_records: int = SHARD_RECORDS
 
 
-def generate(workdir: epath.Path, run: Run, output: Path, asked: Asked) -> tuple[Manifest, int]:
+def generate(
+    workdir: epath.Path, run: Run, output: epath.PathLike, asked: Asked
+) -> tuple[Manifest, int]:
     """Makes the pairs that are not there yet; every process calls this.
 
     Args:
@@ -253,7 +254,7 @@ def _fill(records: np.ndarray, made: Any, batch: range, num_classes: int) -> Non
 
 def define_flags() -> None:
     flags.DEFINE_string("workdir", None, "Folder of the run that is the teacher.")
-    flags.DEFINE_string("output", None, "Folder for the records; on a pod, one that all hosts see.")
+    flags.DEFINE_string("output", None, "Folder for the records, gs:// or on a shared disk.")
     flags.DEFINE_integer("num_pairs", 50_000, "Pairs, over all hosts together.", lower_bound=1)
     flags.DEFINE_integer("steps", 128, "The teacher's sampling steps.", lower_bound=1)
     flags.DEFINE_float("guidance", None, "Its classifier-free guidance; the config's by default.")
@@ -267,8 +268,6 @@ def main() -> None:
     values = flags.FLAGS
     workdir = epath.Path(command.required("workdir", "the folder of the run that is the teacher"))
     output = command.required("output", "the folder for the records")
-    if "://" in output:
-        raise UserError(f"--output={output}: records are written to a disk that all hosts see")
     distributed.initialize()
     run = load_run(workdir, values.step, values.ema)
     require_steps(run.experiment.objective, [values.steps])
@@ -279,7 +278,7 @@ def main() -> None:
         guidance=values.guidance,
         shard_records=values.shard_records,
     )
-    manifest, made = generate(workdir, run, Path(output), asked)
+    manifest, made = generate(workdir, run, output, asked)
     held = f"{manifest.num_records} pairs in {len(manifest.shards)} shard(s)"
     say(f"{output}: " + (f"made {made} of {held}" if made else f"already complete, {held}"))
 

@@ -1,7 +1,14 @@
-"""A run whose records and workdir are in a bucket that refuses a save."""
+"""Records and runs in a bucket, also in one that refuses."""
+
+import os
+import subprocess
+import sys
 
 import pytest
 
+from data_pipeline.autoencoders import load_autoencoder
+from data_pipeline.encode_latents import encode
+from data_pipeline.sources import open_source
 from tests.launch.fake_bucket import FakeBucket
 from tests.multihost import pods
 
@@ -32,3 +39,44 @@ def test_a_save_that_the_bucket_refuses_costs_only_itself(tmp_path, lab):
             assert pods.ended(run, log) == 0, log.read_text()
         assert "resumed from step 16 of gs://bucket/run/checkpoints" in log.read_text()
         assert not any("array_record" in path for _, path in bucket.requests)
+
+
+def test_hosts_encode_into_a_bucket_what_one_writes_to_a_disk(tmp_path):
+    """The second host is refused once, and started again; no finished shard is written twice."""
+    encode(open_source("digits"), load_autoencoder("identity"), tmp_path / "one", shard_records=400)
+    bucket, output = FakeBucket(tmp_path), "gs://bucket/digits"
+    command = [sys.executable, "-m", "data_pipeline.encode_latents", f"--output={output}"]
+    of_host = [*command, "--source=digits", "--shard_records=400", "--hosts=2"]
+    environment = {**os.environ, **bucket.environment(), "TMPDIR": str(tmp_path)}
+
+    def started(*flags: str) -> subprocess.Popen:
+        return subprocess.Popen(
+            [*of_host, *flags],
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+
+    with bucket.serving():
+        bucket.fails = lambda method, path: 403 if "shard-00003" in path else None
+        _, error = started("--host=1").communicate(timeout=120)
+        assert "shard-00003-of-00005.array_record: cannot be written: " in error, error
+        assert "Traceback" not in error
+        bucket.fails = lambda method, path: None
+        hosts = [started(f"--host={index}") for index in range(2)]
+        ends = [host.communicate(timeout=120) for host in hosts]
+        assert [host.returncode for host in hosts] == [0, 0], ends
+        assert "encoded 997 of 1797 records in 5 shard(s)" in "".join(out for out, _ in ends)
+        assert "encoded 400 of 1797 records in 5 shard(s)" in "".join(out for out, _ in ends)
+        verified = subprocess.run(
+            [*command, "--verify"], env=environment, text=True, capture_output=True, timeout=120
+        )
+        assert "all 1797 records are whole" in verified.stdout, verified.stderr
+    bucket.download(output, tmp_path / "two")
+    one, two = (
+        {file.name: file.read_bytes() for file in (tmp_path / name).iterdir() if file.is_file()}
+        for name in ("one", "two")
+    )
+    assert one == two
+    assert not [name for name in bucket.names(output) if "unfinished" in name]

@@ -1,0 +1,87 @@
+"""Files that appear whole or not at all, on a disk or in a bucket.
+
+On a disk a file is written under another name and renamed. In a bucket every file appears when its
+upload is through, so it needs no other name.
+
+Usage:
+    write_json(epath.Path("gs://BUCKET/manifest.json"), content)
+    put(Path("/tmp/shard"), epath.Path("gs://BUCKET/shard"))
+    try:
+        ...
+    except failures() as error:   # whatever disks and buckets raise
+        ...
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+import sys
+from typing import Any
+
+from etils import epath
+
+from data_pipeline.errors import UserError
+
+_CHUNK_BYTES = 1 << 24
+
+
+def in_bucket(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is of a bucket, such as gs://BUCKET/DIR."""
+    return "://" in os.fspath(path)
+
+
+def failures(*more: type[Exception]) -> tuple[type[Exception], ...]:
+    """What reading and writing raises; TensorFlow, which is imported for buckets, has its own."""
+    tensorflow = sys.modules.get("tensorflow")
+    return (OSError, *more, *((tensorflow.errors.OpError,) if tensorflow else ()))
+
+
+def file_sha256(path: str | os.PathLike[str]) -> str:
+    """The SHA-256 of a file's content, in hexadecimal."""
+    digest = hashlib.sha256()
+    with epath.Path(path).open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def put(written: Path, path: epath.Path) -> None:
+    """Gives a local file its place, and takes what was there.
+
+    Args:
+        written: the file, complete; gone afterwards unless the place is in a bucket.
+        path: its place; on the same disk, or in a bucket.
+
+    Raises:
+        one of `failures()`.
+    """
+    if in_bucket(path):
+        epath.Path(written).copy(path, overwrite=True)
+    else:
+        with written.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(written, path)
+
+
+def write_json(path: epath.Path, content: Any, suffix: str = ".tmp") -> None:
+    """Writes indented JSON, whole or not at all; the same content gives the same bytes.
+
+    Args:
+        path: the file.
+        content: what JSON can hold.
+        suffix: what the temporary file beside it ends in; each of several writers needs its own.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    text = json.dumps(content, indent=2) + "\n"
+    try:
+        if in_bucket(path):
+            path.write_text(text)
+        else:
+            temporary = Path(path.with_name(f".{path.name}{suffix}"))
+            temporary.write_text(text, encoding="utf-8")
+            put(temporary, path)
+    except failures() as error:
+        raise UserError(f"{path}: cannot be written: {error}") from None

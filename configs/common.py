@@ -174,6 +174,9 @@ def get_config() -> ConfigDict:
     # Pairs that a teacher makes for the methods that train on them, and its steps for one.
     config.comparison.num_pairs = 50_000
     config.comparison.pair_steps = 32
+    # The optimizer's peak rate for methods that do not learn at the config's: the name under which
+    # a method's hyperparameters stand, and the rate.
+    config.comparison.learning_rates = ConfigDict()
     return config
 
 

@@ -4,7 +4,7 @@
   python -m data_pipeline.emoji --package=emoji-datasource-google-16.0.0.tgz \\
       --output=data/emoji-images
   python -m data_pipeline.encode_latents --source=imagefolder:data/emoji-images --image_size=64 \\
-      --autoencoder=taef2:WEIGHTS --output=data/emoji
+      --autoencoder=taef2:WEIGHTS --flips --output=data/emoji
   ./launch/local_pod.sh --config=emoji --config.data.autoencoder=taef2:WEIGHTS
 
 WEIGHTS is a folder with taef2_encoder.pth and taef2_decoder.pth. The latents are 8x8x32, of unit
@@ -48,6 +48,9 @@ def get_config():
     config.checkpoint.every_steps = 500
     config.evaluation.every_steps = 0
     config.evaluation.steps = (1, 4, 128)
+    config.evaluation.protocol = "fd_efficientnet"
+    # Classes as unequal as the pictures' own, which the distance is to.
+    config.evaluation.class_balance = "data"
     config.evaluation.num_samples = 2_000
     config.evaluation.batch_size = 100
     return config

@@ -5,10 +5,11 @@
 
 The records, the batch, the optimizer, the number of training steps and, but for the two methods
 that bring their own, the network are the config's for every method; only `objective.name` and the
-seed differ. A method that distills a teacher spends half of its steps on training one by flow
-matching; all share that teacher, and the pairs that it makes for those that train on pairs. Called
-again with the same workdir the comparison goes on where it stopped: a method that was scored is not
-trained again. One that diverges is reported and does not stop the others.
+seed differ, and the rate of a method that `comparison.learning_rates` names. A method that distills
+a teacher spends half of its steps on training one by flow matching; all share that teacher, and the
+pairs that it makes for those that train on pairs. Called again with the same workdir the comparison
+goes on where it stopped: a method that was scored is not trained again. One that diverges is
+reported and does not stop the others.
 """
 
 from collections.abc import Sequence
@@ -163,6 +164,8 @@ def method_config(config: ConfigDict, name: str, seed: int) -> ConfigDict:
         for network in {*NETWORKS} & {*config.model} - {objective.network}:
             del config.model[network]
         config.seed = seed
+        rates = config.comparison.learning_rates
+        config.optimizer.learning_rate = rates.get(objective.group, config.optimizer.learning_rate)
         config.train.num_steps = config.comparison.num_steps or config.train.num_steps
         del config.comparison
         # Scored here, once, at the steps of the table.

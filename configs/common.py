@@ -45,6 +45,8 @@ def get_config() -> ConfigDict:
     config.data.stage = ""
     # What encode_latents reads to make them, KIND:PATH; a rehearsal makes missing records from it.
     config.data.source = ""
+    # Its other flags, such as --image_size=256; the autoencoder is the config's.
+    config.data.source_flags = ()
     # Folder of a teacher's noises and samples, made by `python -m shortcut_tpu.generate_pairs`, for
     # objectives that train on them. Distances are to the records of `path` all the same.
     config.data.pairs = ""

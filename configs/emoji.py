@@ -3,8 +3,6 @@
   npm pack emoji-datasource-google@16.0.0
   python -m data_pipeline.emoji --package=emoji-datasource-google-16.0.0.tgz \\
       --output=data/emoji-images
-  python -m data_pipeline.encode_latents --source=imagefolder:data/emoji-images --image_size=64 \\
-      --autoencoder=taef2:WEIGHTS --flips --output=data/emoji
   ./launch/local_pod.sh --config=emoji --config.data.autoencoder=taef2:WEIGHTS
 
 WEIGHTS is a folder with taef2_encoder.pth and taef2_decoder.pth. The latents are 8x8x32, of unit
@@ -19,6 +17,8 @@ def get_config():
     config.batch_size = 128
 
     config.data.path = "data/emoji"
+    config.data.source = "imagefolder:data/emoji-images"
+    config.data.source_flags = ("--image_size=64", "--flips")
     config.data.autoencoder = "taef2:weights/taef2"
     config.data.image_size = 8
     config.data.channels = 32

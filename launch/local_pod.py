@@ -104,6 +104,7 @@ def main() -> None:
             f"--source={config.data.source}",
             f"--autoencoder={config.data.autoencoder}",
             f"--output={config.data.path}",
+            *config.data.source_flags,
         )
     run("shortcut_tpu.train", f"--config={path}", *overrides, f"--workdir={workdir}")
     scores = values.json or str(workdir / "distances.json")

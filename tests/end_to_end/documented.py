@@ -23,8 +23,8 @@ ROOMS = ("configs", "data_pipeline", "launch", "shortcut_tpu")
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _SPAN = re.compile(r"`([^`]+)`")
 _COMMAND = re.compile(
-    r"(?:\$ )?((?:python -m [a-z_]+\.|shortcut-[a-z]|(?:\./)?(?:launch|tests|\.ci)/\w+(?:\.sh)?\b)"
-    r"[^/].*|(?:npm|pip|docker|gcloud|kubectl) .*)"
+    r"(?:\$ )?((?:python -m [a-z_]+\.\w+|shortcut-[a-z-]+|(?:\./)?(?:launch|tests)/\w+\.sh|\.ci/run)"
+    r"(?: .*)?|(?:npm|pip|docker) .+)"
 )
 _SHORT = {
     path.stem: f"{room}.{path.stem}"
@@ -32,8 +32,7 @@ _SHORT = {
     for path in (ROOT / room).glob("*.py")
     if 'if __name__ == "__main__":' in path.read_text()
 }
-# What a reader fills in, where a value has to be of a kind.
-_CONFIG = re.compile(r"--config=(?:\.\.\.|[A-Z_a-z]*NAME\w*|CONFIG)$")
+_ANY_CONFIG = re.compile(r"--config=(?:\.\.\.|NAME|NAME_or_PATH|CONFIG)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,12 +63,13 @@ class Command:
 
     @property
     def arguments(self) -> list[str]:
-        """What follows, with a config where any would do."""
+        """What follows, with a config where any would do, and the flags of a remark behind it."""
         arguments = self.words[3 if self.words[0] == "python" else 1 :]
+        arguments += re.findall(r"--\w+", self.text.partition(" #")[2])
         return [
-            "--config=digits" if _CONFIG.match(argument) else argument
+            "--config=digits" if _ANY_CONFIG.fullmatch(argument) else argument
             for argument in arguments
-            if not re.match(r"--config\.(KEY|a\.b)=", argument)
+            if not argument.startswith("--config.KEY=")
         ]
 
 

@@ -6,6 +6,7 @@ Usage:
     command.text       # "python -m shortcut_tpu.sample --workdir=DIR [--steps=1,4]"
     command.module     # "shortcut_tpu.sample"; "" where it is no command of this project
     command.arguments  # ["--workdir=DIR", "--steps=1,4"]
+    command.inner      # the command that it is given after --, or None
 """
 
 import ast
@@ -16,6 +17,8 @@ import re
 import shlex
 import tomllib
 
+from launch.jobs import JOBS
+
 ROOT = Path(__file__).parents[2]
 PAGES = ("README.md", "WORKSPACE.md", *sorted(f"docs/{p.name}" for p in (ROOT / "docs").iterdir()))
 ROOMS = ("configs", "data_pipeline", "launch", "shortcut_tpu")
@@ -23,8 +26,10 @@ ROOMS = ("configs", "data_pipeline", "launch", "shortcut_tpu")
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _SPAN = re.compile(r"`([^`]+)`")
 _COMMAND = re.compile(
-    r"(?:\$ )?((?:python -m [a-z_]+\.\w+|shortcut-[a-z-]+|(?:\./)?(?:launch|tests)/\w+\.sh|\.ci/run)"
-    r"(?: .*)?|(?:npm|pip|docker) .+)"
+    r"(?:\$ )?("
+    r"(?:python -m [a-z_]+\.\w+|shortcut-[a-z-]+|(?:\./)?(?:launch|tests)/\w+\.sh|\.ci/run)(?: .*)?"
+    r"|(?:npm|pip|docker) .+"
+    r")"
 )
 _SHORT = {
     path.stem: f"{room}.{path.stem}"
@@ -66,11 +71,23 @@ class Command:
         """What follows, with a config where any would do, and the flags of a remark behind it."""
         arguments = self.words[3 if self.words[0] == "python" else 1 :]
         arguments += re.findall(r"--\w+", self.text.partition(" #")[2])
+        if "--" in arguments:
+            del arguments[arguments.index("--") :]
         return [
             "--config=digits" if _ANY_CONFIG.fullmatch(argument) else argument
             for argument in arguments
             if not argument.startswith("--config.KEY=")
         ]
+
+    @property
+    def inner(self) -> "Command | None":
+        """What it runs with the arguments after --: Python's, or those of a launcher's job."""
+        _, dashes, after = self.text.partition(" -- ")
+        if not dashes:
+            return None
+        job = re.search(r"--job=(\w+)", self.text)
+        python = f"python -m {JOBS[job[1]].module}" if job else "python"
+        return Command(self.where, f"{python} {after}")
 
 
 def documented() -> list[Command]:

@@ -5,6 +5,7 @@ list of a module, its arguments, and whether only to parse them; output a list o
 and what was printed, as JSON. `forks.py` is the other end.
 """
 
+import argparse
 import json
 import os
 import runpy
@@ -27,16 +28,26 @@ import shortcut_tpu.report
 import shortcut_tpu.sample
 import shortcut_tpu.train  # noqa: F401
 
-SECONDS = 120
+SECONDS = 600
 
 # No backend has been started, so that nothing of JAX is lost in a fork.
 warnings.filterwarnings("ignore", message="os.fork")
 
 
-def only_parse(main, flags_parser):
-    """Stands in for `absl.app.run`."""
-    if rest := flags_parser(sys.argv)[1:]:
-        sys.exit(f"error: unexpected arguments {rest}")
+def end_after_parsing() -> None:
+    """Makes commands end when they have parsed their flags, by absl or argparse."""
+    parse_args = argparse.ArgumentParser.parse_args
+
+    def parse_absl(main, flags_parser):
+        if rest := flags_parser(sys.argv)[1:]:
+            sys.exit(f"error: unexpected arguments {rest}")
+
+    def parse_argparse(parser, arguments):
+        parse_args(parser, arguments)
+        sys.exit()
+
+    app.run = parse_absl
+    argparse.ArgumentParser.parse_args = parse_argparse
 
 
 def run(module: str, arguments: list[str], parse_only: bool) -> tuple[int, str]:
@@ -48,7 +59,7 @@ def run(module: str, arguments: list[str], parse_only: bool) -> tuple[int, str]:
             signal.alarm(SECONDS)
             sys.argv = [module, *arguments]
             if parse_only:
-                app.run = only_parse
+                end_after_parsing()
             try:
                 runpy.run_module(module, run_name="__main__", alter_sys=True)
                 status = 0

@@ -24,7 +24,9 @@ def forked_commands(folder: Path) -> Iterator[Callable[..., tuple[int, str]]]:
     with subprocess.Popen(
         [sys.executable, "-m", "tests.end_to_end.forked_commands"],
         cwd=folder,
-        env=host_environment(chips_per_host=1) | {"PYTHONPATH": str(ROOT)},
+        # Programs are compiled for one or two calls: most optimizations would not pay.
+        env=host_environment(chips_per_host=1)
+        | {"PYTHONPATH": str(ROOT), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -23,6 +23,7 @@ Sources:
 
 from collections.abc import Sequence
 import os
+import shlex
 import tempfile
 from typing import TYPE_CHECKING
 
@@ -252,6 +253,14 @@ def main(argv: Sequence[str]) -> None:
         print(f"{values.output}: already complete, {held}")
     if values.verify and hosts.index == 0:
         _verify(output)
+    print(f"to train on them: {_training_command(output, values.autoencoder, manifest)}")
+
+
+def _training_command(output: str, autoencoder: str, manifest: Manifest) -> str:
+    """How these records are named to a config that was written for others."""
+    keys = {"path": output, **manifest.data_keys, "autoencoder": autoencoder}
+    overrides = (f"--config.data.{key}={shlex.quote(str(value))}" for key, value in keys.items())
+    return f"python -m shortcut_tpu.train --config=CONFIG --workdir=RUN {' '.join(overrides)}"
 
 
 def _verify(output: str) -> None:

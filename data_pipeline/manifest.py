@@ -93,6 +93,16 @@ class Manifest:
         return tuple(self.autoencoder["latent_shape"])
 
     @property
+    def data_keys(self) -> dict[str, Any]:
+        """What a config's `data` has to say of these records, by key; latents must be square."""
+        return {
+            "autoencoder": self.autoencoder["name"],
+            "image_size": self.latent_shape[0],
+            "channels": self.latent_shape[-1],
+            "num_classes": self.num_classes,
+        }
+
+    @property
     def holds_pairs(self) -> bool:
         """Whether the records are a model's samples, each with the noise it was made from."""
         return any(field.name == "noise" for field in self.fields)

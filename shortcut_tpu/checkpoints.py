@@ -17,6 +17,7 @@ import sys
 import threading
 from typing import Any
 
+from absl import logging
 from etils import epath
 import jax
 from jax.experimental import multihost_utils
@@ -66,6 +67,9 @@ class Checkpoints:
         self._config = config.to_dict() if config is not None else {}
         self._options = ocp.CheckpointManagerOptions(
             read_only=keep is None,
+            # What reading implies; Orbax warns of what it has to correct.
+            create=keep is not None,
+            save_interval_steps=1 if keep is not None else 0,
             # In a bucket it would delete a checkpoint that has lost a file, too.
             cleanup_tmp_directories=keep is not None and not in_bucket,
         )
@@ -74,8 +78,17 @@ class Checkpoints:
         self._error: BaseException | None = None
         self._saved: int | None = None
 
-    def _open(self) -> ocp.CheckpointManager:
-        return ocp.CheckpointManager(self._folder, options=self._options)
+    def _open(self, handlers: dict[str, Any] | None = None) -> ocp.CheckpointManager:
+        verbosity = logging.get_verbosity()
+        if self._keep is None:
+            # It warns that a reader can only read.
+            logging.set_verbosity(logging.ERROR)
+        try:
+            return ocp.CheckpointManager(
+                self._folder, options=self._options, item_handlers=handlers
+            )
+        finally:
+            logging.set_verbosity(verbosity)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -165,11 +178,7 @@ class Checkpoints:
         args = ocp.args.PyTreeRestore(
             item=abstract_part, restore_args=restore_args, partial_restore=True
         )
-        with ocp.CheckpointManager(
-            self._folder,
-            options=self._options,
-            item_handlers={"state": ocp.PyTreeCheckpointHandler()},
-        ) as manager:
+        with self._open({"state": ocp.PyTreeCheckpointHandler()}) as manager:
             part = manager.restore(step, args=ocp.args.Composite(state=args))["state"]
         return step, part
 

@@ -63,9 +63,9 @@ def _train(
     # ---------------------------------------------------------------- data
     records = staging.local(records_of(config), config.data.stage)
     manifest = Manifest.load(records)
+    check_data(config, records_of(config), manifest)
     autoencoder = load_autoencoder(config.data.autoencoder)
     manifest.require_autoencoder(autoencoder.name, autoencoder.digest)
-    check_data(config, records_of(config), manifest)
 
     # ---------------------------------------------------------------- model, objective, mesh
     experiment = Experiment.from_config(config, jax.devices(), autoencoder.scale)
@@ -175,22 +175,21 @@ def due(step: int, every_steps: int, num_steps: int) -> bool:
 
 
 def check_data(config: ConfigDict, records: str, manifest: Manifest) -> None:
-    """Raises a UserError where the records are not what the config says."""
+    """Compares the config with the records that it names.
+
+    Raises:
+      UserError: they differ; the message holds the overrides that mend it.
+    """
     data = config.data
     if manifest.holds_pairs != needs_pairs(config):
         held = "pairs, which data.path may not" if manifest.holds_pairs else "no pairs"
         raise UserError(f"{records} holds {held}; data.pairs is for those")
-    shape = (data.image_size, data.image_size, data.channels)
-    if manifest.latent_shape != shape:
-        raise UserError(
-            f"{records} holds latents of shape {manifest.latent_shape}, the config's data says "
-            f"{shape}"
-        )
-    if manifest.num_classes != data.num_classes:
-        raise UserError(
-            f"{records} holds {manifest.num_classes} classes, config.data.num_classes is "
-            f"{data.num_classes}"
-        )
+    if manifest.latent_shape[0] != manifest.latent_shape[1]:
+        raise UserError(f"{records} holds latents of shape {manifest.latent_shape}, not square")
+    said = data.to_dict() | {"autoencoder": data.autoencoder.partition(":")[0]}
+    wrong = [f"--config.data.{k}={v}" for k, v in manifest.data_keys.items() if said[k] != v]
+    if wrong:
+        raise UserError(f"{records}: the records are not of this config; give {' '.join(wrong)}")
 
 
 def describe(experiment: Experiment, manifest: Manifest) -> str:

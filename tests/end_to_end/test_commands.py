@@ -243,7 +243,7 @@ def test_convert_makes_a_run_that_the_other_commands_know(tmp_path):
                 "--config.data.path=RECORDS",
                 "--config.data.autoencoder=vae",
             ),
-            "unknown autoencoder 'vae'",
+            "records: the records are not of this config; give --config.data.autoencoder=identity",
         ),
         (
             "shortcut_tpu.train",
@@ -252,8 +252,9 @@ def test_convert_makes_a_run_that_the_other_commands_know(tmp_path):
                 "--workdir=w",
                 "--config.data.path=RECORDS",
                 "--config.data.channels=4",
+                "--config.data.num_classes=3",
             ),
-            "holds latents of shape (8, 8, 1), the config's data says (8, 8, 4)",
+            "give --config.data.channels=1 --config.data.num_classes=10",
         ),
         (
             "shortcut_tpu.train",

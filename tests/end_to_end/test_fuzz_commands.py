@@ -1,16 +1,10 @@
 """Whatever the flags, a command ends: with a result, or with status 1 and one clear line."""
 
-import json
-import os
-from pathlib import Path
-import subprocess
-import sys
-
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.end_to_end.forks import forked_commands
 
 # Nothing here can become a run: there are no records in the folder that it would start from.
 FLAGS = {
@@ -39,22 +33,8 @@ TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])
 
 @pytest.fixture(scope="module")
 def commands(tmp_path_factory):
-    with subprocess.Popen(
-        [sys.executable, "-m", "tests.end_to_end.fuzz_commands"],
-        cwd=tmp_path_factory.mktemp("empty"),
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-
-        def run(module, arguments):
-            process.stdin.write(json.dumps([module, arguments]) + "\n")
-            process.stdin.flush()
-            return json.loads(process.stdout.readline())
-
+    with forked_commands(tmp_path_factory.mktemp("empty")) as run:
         yield run
-        process.stdin.close()
 
 
 @settings(

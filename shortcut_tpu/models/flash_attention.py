@@ -55,14 +55,16 @@ def _flash_attention_jvp(
 
 def _splash(q: jax.Array, k: jax.Array, v: jax.Array, interpret: bool) -> jax.Array:
     heads, tokens = q.shape[1:3]
-    block_q, block_kv = _block(tokens, 512), _block(tokens, 1024)
+    tile, computed = _block(tokens, 1024), _block(_block(tokens, 1024), 512)
     kernel = splash_attention.make_splash_mha_single_device(
         splash_attention.MultiHeadMask([splash_attention.FullMask((tokens, tokens))] * heads),
         block_sizes=splash_attention.BlockSizes(
-            block_q=block_q,
-            block_kv=block_kv,
-            block_q_dkv=block_q,
-            block_kv_dkv=block_kv,
+            block_q=tile,
+            block_kv=tile,
+            block_kv_compute=computed,
+            block_q_dkv=tile,
+            block_kv_dkv=tile,
+            block_kv_dkv_compute=computed,
             use_fused_bwd_kernel=True,
         ),
         interpret=interpret,

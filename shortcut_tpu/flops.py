@@ -1,7 +1,8 @@
 """Floating-point operations of a function, counted from its shapes.
 
-Every matrix product that JAX would run is counted, those of derivatives and of recomputation
-included, a scan's as often as it turns. Nothing is compiled, and no compiler's estimate is trusted.
+Every matrix product that JAX would run is counted, those of derivatives, of recomputation and of
+Pallas kernels included, a scan's as often as it turns. Nothing is compiled, and no compiler's
+estimate is trusted.
 
 Usage:
   flops = count_flops(jax.value_and_grad(loss), abstract_params, abstract_batch)
@@ -9,7 +10,7 @@ Usage:
 
 from collections.abc import Callable, Iterator
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -39,9 +40,55 @@ def _count(jaxpr: Any) -> int:
             total += equation.params["length"] * sum(inner)
         elif equation.primitive.name == "cond":
             total += max(inner)
+        elif equation.primitive.name == "pallas_call":
+            total += math.prod(equation.params["grid_mapping"].grid) * sum(inner)
+        elif equation.primitive.name == "shard_map":
+            total += _shards(equation.params) * sum(inner)
         else:
             total += sum(inner)
     return total
+
+
+def _shards(params: dict[str, Any]) -> int:
+    """Devices that compute different parts of what a shard_map makes."""
+    axes = {
+        axis
+        for spec in params["in_specs"]
+        for part in spec
+        for axis in (part if isinstance(part, tuple) else (part,))
+    }
+    return math.prod(params["mesh"].shape[axis] for axis in axes - {None})
+
+
+class Kernel(NamedTuple):
+    """What tells a Pallas kernel from others: its name and its operands' dimensions."""
+
+    name: str
+    operands: tuple[tuple[int, ...], ...]
+
+
+def kernel_flops(function: Callable[..., Any], *args: Any) -> dict[Kernel, int]:
+    """Operations of each Pallas kernel of a function, of one execution on one device.
+
+    A compiled program holds kernels as machine code that tells nothing of its operations.
+
+    Args:
+      function: traced, not run.
+      *args: its arguments or their ShapeDtypeStructs.
+    """
+    return dict(_kernels(jax.make_jaxpr(function)(*args).jaxpr))
+
+
+def _kernels(jaxpr: Any) -> Iterator[tuple[Kernel, int]]:
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "pallas_call":
+            operands = tuple(operand.aval.shape for operand in equation.invars)
+            grid = math.prod(equation.params["grid_mapping"].grid)
+            flops = grid * _count(equation.params["jaxpr"])
+            yield Kernel(equation.params["name"], operands), flops
+        else:
+            for sub in _sub_jaxprs(equation.params):
+                yield from _kernels(sub)
 
 
 def layer_passes(depth: int, function: Callable[..., Any], *args: Any) -> int:

@@ -11,7 +11,7 @@ Usage:
   x = jax.device_put(x, rows(mesh))
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 import math
 import re
@@ -192,6 +192,21 @@ class MeshPlacement:
     batch_size: int
     gather: str = "layer"
 
+    @property
+    def platform(self) -> str:
+        return str(self.mesh.devices.flat[0].platform)
+
+    def heads(self, function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
+        """A kernel on arrays [B, H, ...]. The compiler cannot split it: each device runs its own."""
+        num_rows = arrays[0].shape[0]
+        axes = self._row_axes(num_rows)
+        spec = P(axes if self._divide(axes, num_rows) else None, TENSOR)
+        # Kernels do not say along which axes their results differ, which is what would be checked.
+        split = jax.shard_map(
+            function, mesh=self.mesh, in_specs=spec, out_specs=spec, check_vma=False
+        )
+        return split(*arrays)
+
     def inputs(self, arrays: Any) -> Any:
         """Arrays [B, ...], taken from where batches lie to where a pass wants them.
 
@@ -215,12 +230,16 @@ class MeshPlacement:
 
     def rows(self, x: jax.Array) -> jax.Array:
         """[B, ...] with each device holding whole rows."""
-        return self._by_rows(x, ROW_AXES if x.shape[0] >= self.batch_size else (DATA, FSDP))
+        return self._by_rows(x, self._row_axes(x.shape[0]))
+
+    def _row_axes(self, num_rows: int) -> tuple[str, ...]:
+        return ROW_AXES if num_rows >= self.batch_size else (DATA, FSDP)
 
     def _by_rows(self, x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
-        if x.shape[0] % math.prod(self.mesh.shape[axis] for axis in axes):
-            return x
-        return self._constrained(x, P(axes))
+        return self._constrained(x, P(axes)) if self._divide(axes, x.shape[0]) else x
+
+    def _divide(self, axes: tuple[str, ...], num_rows: int) -> bool:
+        return num_rows % math.prod(self.mesh.shape[axis] for axis in axes) == 0
 
     def params(self, params: Any) -> Any:
         """All weights, gathered over fsdp where that is done once for all layers."""

@@ -29,7 +29,7 @@ from shortcut_tpu.compiled.required import required_bytes
 from shortcut_tpu.compiled.roofline import Roofline
 from shortcut_tpu.evaluation.generator import make_generator
 from shortcut_tpu.experiment import Experiment, needs_pairs
-from shortcut_tpu.flops import count_flops, layer_passes
+from shortcut_tpu.flops import count_flops, kernel_flops, layer_passes
 from shortcut_tpu.topologies import Topology
 
 PROGRAMS = ("train", "sample")
@@ -95,11 +95,12 @@ class Candidate:
     def model_flops(self) -> int:
         """Operations in the products of the method, on all chips: no recomputation, no padding.
 
+        The backward pass of attention's kernel recomputes its logits: XLA's products count instead.
         Rows that only the layout makes necessary do not count either: the same step on one device.
         """
         config = self.experiment.config.copy_and_resolve_references()
         with config.unlocked():
-            config.model.remat = "none"
+            config.model.remat, config.model.attention = "none", "xla"
             config.mesh.update({axis: 1 for axis in partitioning.AXES})
         alone = Experiment.from_config(config, self.experiment.mesh.devices.flat[:1].tolist())
         if not self.trains:
@@ -211,7 +212,8 @@ def _costs(candidate: Candidate, program: Program) -> dict[str, Any]:
     shape = dict(mesh.shape)
     shape[partitioning.DATA] //= candidate.topology.slices
     moved = collectives(program, shape)
-    flops = executed_flops(program)
+    kernels = kernel_flops(candidate.function, *candidate.arguments)
+    flops = executed_flops(program, kernels)
     roofline = Roofline.of(flops, hbm_bytes(program), moved, candidate.topology, mesh)
     model_flops = candidate.model_flops()
     needed = required_bytes(candidate.experiment, candidate.passes(), gradients=candidate.trains)

@@ -4,13 +4,16 @@
 
 Usage:
   program = Program.parse(compiled.as_text())
-  flops, bytes_moved = executed_flops(program), hbm_bytes(program)
+  flops = executed_flops(program, kernel_flops(function, *arguments))
+  bytes_moved = hbm_bytes(program)
 """
 
+from collections.abc import Mapping
 import math
 import re
 
 from shortcut_tpu.compiled.hlo import Array, Computation, Instruction, Program
+from shortcut_tpu.flops import Kernel
 
 # They name or order what is there already, or stand for what is counted inside them.
 _FREE = {
@@ -18,17 +21,38 @@ _FREE = {
     *("while", "conditional", "call", "partition-id", "replica-id", "opt-barrier"),
 }
 
+_KERNEL_TARGET = 'custom_call_target="tpu_custom_call"'
 
-def executed_flops(program: Program) -> int:
+
+def executed_flops(program: Program, kernels: Mapping[Kernel, int] | None = None) -> int:
     """Operations of matrix products and convolutions on one device, two a multiply-add.
 
     What the compiler adds is in it: recomputation, and work done on several devices alike.
+
+    Args:
+      program: compiled.
+      kernels: what one execution of each Pallas kernel in it costs, from `kernel_flops`.
+
+    Raises:
+      ValueError: the program has a kernel of unknown cost.
     """
     total = 0
     for computation, instruction, times in program.executed():
         if instruction.op in ("convolution", "dot"):
             total += times * _product_flops(computation, instruction)
+        elif instruction.op == "custom-call" and _KERNEL_TARGET in instruction.attributes:
+            kernel = _kernel(computation, instruction)
+            if kernel not in (kernels or {}):
+                raise ValueError(f"the program has a kernel of unknown cost: {kernel}")
+            total += times * kernels[kernel]
     return total
+
+
+def _kernel(computation: Computation, call: Instruction) -> Kernel:
+    scopes = re.search(r'op_name="([^"]*)/pallas_call"', call.attributes)
+    name = scopes[1].rpartition("/")[2] if scopes else call.name
+    operands = (computation.by_name[operand].results for operand in call.operands)
+    return Kernel(name, tuple(results[0].dims for results in operands))
 
 
 def _product_flops(computation: Computation, product: Instruction) -> int:
@@ -92,7 +116,8 @@ def hbm_bytes(program: Program) -> int:
     """Bytes that one device reads from HBM and writes to it.
 
     Of an operand that is only sliced the slices count, of a result that is updated in place the
-    update. What lies in VMEM does not count.
+    update. What lies in VMEM does not count. A Pallas kernel counts with each operand once, though
+    it may read a block again.
     """
     total = 0
     for name, times in program.sequential().items():

@@ -158,12 +158,15 @@ class Program:
             if header:
                 name, lines = header[2], []
                 entry = name if header[1] else entry
-            elif line.startswith("}") and name is not None:
+            elif line.startswith("}") and not line.startswith("}}") and name is not None:
                 instructions = tuple(i for i in map(_instruction, lines) if i is not None)
                 computations[name] = Computation(name, instructions)
                 name = None
-            elif name is not None:
+            elif name is not None and line.startswith(" "):
                 lines.append(line)
+            elif name is not None and lines:
+                # A kernel's metadata runs over several lines.
+                lines[-1] += line
         if entry is None:
             raise ValueError("the text is no HLO module: it has no ENTRY")
         return cls(computations, entry)

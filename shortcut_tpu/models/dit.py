@@ -15,6 +15,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
+from shortcut_tpu.models.attention import attention, check_attention
 from shortcut_tpu.models.embeddings import ScalarEmbedder, level_of, sincos_2d
 from shortcut_tpu.models.model import Model, Params
 from shortcut_tpu.models.patches import from_patches, to_patches
@@ -52,6 +53,7 @@ class DiTConfig:
     faithful: bool = False
     dtype: str = "bfloat16"
     remat: str = "none"
+    attention: str = "auto"
     unroll: int = 1
     conditions: tuple[str, ...] = ()
     heads: int = 1
@@ -70,6 +72,7 @@ class DiTConfig:
             )
         if self.remat not in REMAT_POLICIES:
             raise ValueError(f"model.remat={self.remat!r} is none of {', '.join(REMAT_POLICIES)}")
+        check_attention(self.attention, self.num_patches)
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"model.dtype={self.dtype!r} is neither float32 nor bfloat16")
 
@@ -119,7 +122,7 @@ class Block(nnx.Module):
         modulation_init = xavier if config.faithful else nnx.initializers.zeros_init()
         hidden = int(width * config.mlp_ratio)
 
-        self.logit_scale = config.logit_scale
+        self.logit_scale, self.attention = config.logit_scale, config.attention
         self.modulation = nnx.LinearGeneral(
             width, (6, width), kernel_init=modulation_init, rngs=rngs
         )
@@ -137,7 +140,7 @@ class Block(nnx.Module):
 
         qkv = self.qkv(modulate(layer_norm(x), shift_a, scale_a))
         query, key, value = jnp.unstack(qkv, axis=2)
-        attended = jax.nn.dot_product_attention(query, key, value, scale=self.logit_scale)
+        attended = attention(query, key, value, scale=self.logit_scale, kind=self.attention)
         x = x + gate_a[:, None] * self.attention_out(attended)
 
         hidden = nnx.gelu(self.mlp_in(modulate(layer_norm(x), shift_m, scale_m)))

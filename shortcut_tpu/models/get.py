@@ -56,7 +56,7 @@ class Network(nnx.Module):
             rngs=rngs,
         )
         self.injection_blocks = stacked_blocks(
-            config.injection_depth, width, heads, config.mlp_ratio, rngs=rngs
+            config, config.injection_depth, config.mlp_ratio, rngs=rngs
         )
         self.inject = nnx.LinearGeneral(
             width,
@@ -68,7 +68,7 @@ class Network(nnx.Module):
             rngs=rngs,
         )
         self.equilibrium_blocks = stacked_blocks(
-            config.equilibrium_depth, width, heads, config.equilibrium_mlp_ratio, rngs=rngs
+            config, config.equilibrium_depth, config.equilibrium_mlp_ratio, rngs=rngs
         )
         self.project = nnx.Linear(width, pixels, kernel_init=zeros, rngs=rngs)
 

@@ -59,9 +59,7 @@ class Encoder(nnx.Module):
         xavier = nnx.initializers.xavier_uniform()
         pixels = config.patch_size**2 * config.channels
         self.patch_embed = nnx.Linear(pixels, config.width, kernel_init=xavier, rngs=rngs)
-        self.blocks = stacked_blocks(
-            config.depth, config.width, config.num_heads, config.mlp_ratio, rngs=rngs
-        )
+        self.blocks = stacked_blocks(config, config.depth, config.mlp_ratio, rngs=rngs)
         self.project = nnx.Linear(config.width, config.code_channels, kernel_init=xavier, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -83,9 +81,7 @@ class Decoder(nnx.Module):
         self.code_embed = nnx.Linear(
             config.code_channels, config.width, kernel_init=xavier, rngs=rngs
         )
-        self.blocks = stacked_blocks(
-            config.depth, config.width, config.num_heads, config.mlp_ratio, rngs=rngs
-        )
+        self.blocks = stacked_blocks(config, config.depth, config.mlp_ratio, rngs=rngs)
         self.project = nnx.Linear(config.width, pixels, kernel_init=zeros, rngs=rngs)
 
     def __call__(self, code: jax.Array) -> jax.Array:

@@ -9,10 +9,11 @@ Usage, in a network:
   weights = place_weights("blocks", weights)           # in each layer
   x, t = place_inputs((x, t))                          # where it begins
   h = place_rows(h)                                    # in each layer
+  attended = place_heads(kernel, q, k, v)              # what the compiler cannot split
   return place_output(out)
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
 import contextvars
 from typing import Any, Protocol
@@ -21,6 +22,15 @@ import jax
 
 
 class Placement(Protocol):
+    @property
+    def platform(self) -> str:
+        """What is compiled for, such as "tpu": it need not be where it is compiled."""
+        ...
+
+    def heads(self, function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
+        """function(*arrays) on arrays [B, H, ...], each device computing its rows and heads."""
+        ...
+
     def inputs(self, arrays: Any) -> Any:
         """What a pass through the network takes, each [B, ...]."""
         ...
@@ -71,6 +81,18 @@ def place_rows(x: jax.Array) -> jax.Array:
     """See `Placement.rows`."""
     placement = _active.get()
     return placement.rows(x) if placement else x
+
+
+def place_heads(function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
+    """See `Placement.heads`."""
+    placement = _active.get()
+    return placement.heads(function, *arrays) if placement else function(*arrays)
+
+
+def platform() -> str | None:
+    """See `Placement.platform`; None where there is no placement."""
+    placement = _active.get()
+    return placement.platform if placement else None
 
 
 def place_weights(module: str, weights: Any) -> Any:

@@ -1,7 +1,7 @@
 """Transformer blocks that no time enters: those of the networks that make samples in one step.
 
 Usage:
-  stack = stacked_blocks(depth=6, width=768, num_heads=12, mlp_ratio=4.0, rngs=rngs)
+  stack = stacked_blocks(config, depth=6, mlp_ratio=4.0, rngs=rngs)
   h = run_blocks(stack, h, extra, remat="none")        # h [B, N, D]
 """
 
@@ -9,7 +9,8 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from shortcut_tpu.models.dit import REMAT_POLICIES, layer_norm
+from shortcut_tpu.models.attention import attention
+from shortcut_tpu.models.dit import REMAT_POLICIES, DiTConfig, layer_norm
 
 
 class Block(nnx.Module):
@@ -18,11 +19,13 @@ class Block(nnx.Module):
     The norms have no scale and bias of their own: the products behind them have both.
     """
 
-    def __init__(self, width: int, num_heads: int, mlp_ratio: float, *, rngs: nnx.Rngs):
+    def __init__(self, config: DiTConfig, mlp_ratio: float, *, rngs: nnx.Rngs):
+        width, num_heads = config.width, config.num_heads
         head_dim, hidden = width // num_heads, int(width * mlp_ratio)
         xavier = nnx.initializers.xavier_uniform()
         # The three square matrices are initialised as themselves, not as one [D, 3D] matrix.
         xavier_qkv = nnx.initializers.variance_scaling(2.0, "fan_avg", "uniform")
+        self.logit_scale, self.attention = head_dim**-0.5, config.attention
         self.qkv = nnx.LinearGeneral(
             width, (3, num_heads, head_dim), kernel_init=xavier_qkv, rngs=rngs
         )
@@ -38,19 +41,18 @@ class Block(nnx.Module):
         if extra is not None:
             qkv = qkv + extra
         query, key, value = jnp.unstack(qkv, axis=2)
-        h = h + self.attention_out(jax.nn.dot_product_attention(query, key, value))
+        attended = attention(query, key, value, scale=self.logit_scale, kind=self.attention)
+        h = h + self.attention_out(attended)
         return h + self.mlp_out(nnx.gelu(self.mlp_in(layer_norm(h)), approximate=False))
 
 
-def stacked_blocks(
-    depth: int, width: int, num_heads: int, mlp_ratio: float, *, rngs: nnx.Rngs
-) -> Block:
-    """`depth` blocks as one, their weights on a leading layer axis."""
+def stacked_blocks(config: DiTConfig, depth: int, mlp_ratio: float, *, rngs: nnx.Rngs) -> Block:
+    """`depth` blocks of a config's width as one, their weights on a leading layer axis."""
 
     @nnx.split_rngs(splits=depth)
     @nnx.vmap(in_axes=0, out_axes=0)
     def stack(rngs: nnx.Rngs) -> Block:
-        return Block(width, num_heads, mlp_ratio, rngs=rngs)
+        return Block(config, mlp_ratio, rngs=rngs)
 
     return stack(rngs)
 

@@ -1,0 +1,60 @@
+"""Attention over all tokens, by XLA or by a TPU kernel, whichever suits.
+
+Usage:
+  attended = attention(query, key, value, kind="auto")     # [B, N, H, D]
+"""
+
+import functools
+
+import jax
+
+from shortcut_tpu.models.flash_attention import LANES, flash_attention
+from shortcut_tpu.models.placement import place_heads, platform
+
+KINDS = ("auto", "xla", "pallas")
+# From so many tokens on `auto` takes the kernel.
+MIN_TOKENS = 1024
+
+
+def attention(
+    query: jax.Array, key: jax.Array, value: jax.Array, *, scale: float, kind: str = "auto"
+) -> jax.Array:
+    """softmax(scale query key^T) value for each row and head.
+
+    Args:
+      query: [B, N, H, D].
+      key: [B, N, H, D].
+      value: [B, N, H, D].
+      scale: of the logits.
+      kind: one of KINDS; where nobody has placed the network, `xla` always. `pallas` off a TPU is
+        interpreted, for tests: slow.
+
+    Returns:
+      [B, N, H, D]. Both ways have reverse-mode derivatives and first forward-mode ones.
+    """
+    if not _by_kernel(kind, query.shape[1]):
+        return jax.nn.dot_product_attention(query, key, value, scale=scale)
+    kernel = functools.partial(flash_attention, interpret=platform() != "tpu")
+    heads_first = (a.swapaxes(1, 2) for a in (query * scale, key, value))
+    return place_heads(kernel, *heads_first).swapaxes(1, 2)
+
+
+def _by_kernel(kind: str, tokens: int) -> bool:
+    if kind == "auto":
+        return platform() == "tpu" and tokens >= MIN_TOKENS and tokens % LANES == 0
+    return kind == "pallas" and platform() is not None
+
+
+def check_attention(kind: str, tokens: int) -> None:
+    """Refuses what `attention` cannot do.
+
+    Raises:
+      ValueError: there is no such kind, or the kernel's tiles do not divide the tokens.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"model.attention={kind!r} is none of {', '.join(KINDS)}")
+    if kind == "pallas" and tokens % LANES:
+        raise ValueError(
+            f"model.attention=pallas needs a multiple of {LANES} tokens and these are {tokens}: "
+            "take auto"
+        )

@@ -7,6 +7,7 @@ Usage:
     manifest.save("DIR")                       # whole or not at all
 """
 
+from collections.abc import Iterable
 import dataclasses
 import json
 import math
@@ -188,6 +189,11 @@ class Manifest:
             raise ValueError(f"the shards hold {total} records, num_records is {self.num_records}")
         if not math.isfinite(self.autoencoder["scale"]):
             raise ValueError(f"the autoencoder's scale is {self.autoencoder['scale']}")
+
+
+def row_shapes(fields: Iterable[Field]) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
+    """Fields as a batch has them, by name: dtype, and shape of one row."""
+    return {field.name: (np.dtype(field.dtype), field.shape) for field in fields}
 
 
 def pair_fields(latent_shape: tuple[int, ...]) -> tuple[Field, ...]:

@@ -30,7 +30,7 @@ from PIL import Image
 from data_pipeline import staging
 from data_pipeline.autoencoders import load_autoencoder
 from data_pipeline.errors import UserError
-from data_pipeline.manifest import Manifest, pair_fields
+from data_pipeline.manifest import Manifest, pair_fields, row_shapes
 from shortcut_tpu import claims, command, distributed, generate_pairs
 from shortcut_tpu.evaluation.evaluator import make_evaluator
 from shortcut_tpu.evaluation.generator import make_generator
@@ -205,7 +205,7 @@ def training_flops(config: ConfigDict) -> int:
     fields = data.fields
     if experiment.objective.needs_pairs:
         fields = pair_fields(data.latent_shape)
-    batch = experiment.abstract_batch({f.name: (np.dtype(f.dtype), f.shape) for f in fields})
+    batch = experiment.abstract_batch(row_shapes(fields))
     step = count_flops(experiment.train_step, experiment.abstract_state, batch)
     return step * config.train.num_steps
 

@@ -23,8 +23,10 @@ def enable(folder: str) -> None:
         return
     try:
         epath.Path(folder).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"train.compile_cache={folder}: {error.strerror or error}") from None
+    # TensorFlow, which reaches buckets, has errors of its own.
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+        raise UserError(f"train.compile_cache={folder}: {reason}") from None
     jax.config.update("jax_compilation_cache_dir", folder)
     # What takes less time to compile than to fetch is not worth a file.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)

@@ -22,6 +22,7 @@ import optax
 from data_pipeline.errors import UserError
 from shortcut_tpu import partitioning
 from shortcut_tpu.command import checked
+from shortcut_tpu.flops import count_flops
 from shortcut_tpu.models import Model, make_model
 from shortcut_tpu.models.placement import placed
 from shortcut_tpu.objectives import Objective, make_objective
@@ -152,6 +153,23 @@ class Experiment:
             name: jax.ShapeDtypeStruct((self.config.batch_size, *shape), dtype, sharding=rows)
             for name, (dtype, shape) in fields.items()
         }
+
+    def model_flops(self, fields: dict[str, Any]) -> int:
+        """Operations in the products of the method in one step, on all devices together.
+
+        Recomputation, padding and rows that only the layout makes necessary do not count: it is the
+        same step on one device that keeps all activations. The backward pass of attention's kernel
+        recomputes its logits: XLA's products count instead.
+
+        Args:
+          fields: of a batch, as in `abstract_batch`.
+        """
+        config = self.config.copy_and_resolve_references()
+        with config.unlocked():
+            config.model.remat, config.model.attention = "none", "xla"
+            config.mesh.update({axis: 1 for axis in partitioning.AXES})
+        alone = Experiment.from_config(config, self.mesh.devices.flat[:1].tolist())
+        return count_flops(alone.train_step, alone.abstract_state, alone.abstract_batch(fields))
 
     @functools.cached_property
     def train_step(self) -> Any:

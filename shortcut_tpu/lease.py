@@ -77,7 +77,7 @@ class Lease:
         self._done.set()
         self._thread.join()
         # What cannot be removed rests, and so holds nobody.
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(Exception):
             if not self._taken():
                 self._file.unlink(missing_ok=True)
 
@@ -98,8 +98,9 @@ class Lease:
 
     def _keep(self) -> None:
         while not self._done.wait(self._beat_seconds):
-            # A bucket that does not answer for a while is no reason to end a run.
-            with contextlib.suppress(OSError):
+            # A bucket that does not answer for a while is no reason to end a run; TensorFlow, which
+            # asks it, has errors of its own.
+            with contextlib.suppress(Exception):
                 if self._taken():
                     self._on_lost(self._refusal(self._read()))
                     return

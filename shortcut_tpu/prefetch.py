@@ -1,8 +1,7 @@
-"""Batches on their way to the devices, and how long the loop had to wait for them."""
+"""Batches on their way to the devices."""
 
 from collections import deque
 from collections.abc import Callable, Iterator
-import time
 from typing import Any
 
 
@@ -21,21 +20,13 @@ class Prefetch(Iterator[Any]):
         self._put = put
         self._depth = depth
         self._ready: deque[Any] = deque()
-        self._wait = 0.0
 
     def __next__(self) -> Any:
-        started = time.monotonic()
         while len(self._ready) < self._depth:
             batch = next(self._batches, None)
             if batch is None:
                 break
             self._ready.append(self._put(batch))
-        self._wait += time.monotonic() - started
         if not self._ready:
             raise StopIteration
         return self._ready.popleft()
-
-    def pop_wait(self) -> float:
-        """Seconds spent waiting for input since the last call."""
-        wait, self._wait = self._wait, 0.0
-        return wait

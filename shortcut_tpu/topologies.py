@@ -55,6 +55,23 @@ CHIPS = {
 
 _ALIASES = {"v5litepod": "v5e"}
 
+# A generation by what JAX calls its devices; the runtime has had two names for some.
+_DEVICE_KINDS = {
+    "TPU v4": "v4",
+    "TPU v5 lite": "v5e",
+    "TPU v5e": "v5e",
+    "TPU v5": "v5p",
+    "TPU v5p": "v5p",
+    "TPU v6 lite": "v6e",
+    "TPU v6e": "v6e",
+}
+
+
+def chip_of(device_kind: str) -> Chip | None:
+    """The chip that a JAX device of this kind is, or None where no peaks are published here."""
+    generation = _DEVICE_KINDS.get(device_kind)
+    return CHIPS[generation] if generation else None
+
 
 @dataclasses.dataclass(frozen=True)
 class Topology:

@@ -4,7 +4,8 @@
   python -m shortcut_tpu.train --config=digits --workdir=runs/b --config.batch_size=256
 
 Started again with the same workdir it goes on from the newest checkpoint. SIGTERM to any of its
-processes saves on all at the same step and ends them.
+processes saves on all at the same step and ends them. --profile_steps=100:105 writes a profile of
+steps 100 to 104 into WORKDIR/profile, of the first host or, with --profile_all_hosts, of each.
 """
 
 import time
@@ -18,7 +19,7 @@ from data_pipeline import outcome, staging
 from data_pipeline.autoencoders import load_autoencoder
 from data_pipeline.errors import UserError
 from data_pipeline.loader import make_loader
-from data_pipeline.manifest import Manifest
+from data_pipeline.manifest import Manifest, row_shapes
 from shortcut_tpu import command, compile_cache, distributed, partitioning, skipping
 from shortcut_tpu import config as config_lib
 from shortcut_tpu import workdir as workdir_lib
@@ -27,7 +28,11 @@ from shortcut_tpu.evaluation.periodic import PeriodicEvaluation
 from shortcut_tpu.experiment import Experiment, needs_pairs, records_of
 from shortcut_tpu.loading import initial_state
 from shortcut_tpu.observability import environment
+from shortcut_tpu.observability.clock import CHECKPOINT, EVALUATION, INPUT, RESTORE, Clock
 from shortcut_tpu.observability.console import duration, progress_line, say
+from shortcut_tpu.observability.goodput import Goodput
+from shortcut_tpu.observability.profiling import Profiler, StepRange, step_marker
+from shortcut_tpu.observability.speed import Speed
 from shortcut_tpu.observability.watchdog import Watchdog
 from shortcut_tpu.observability.writers import make_writer
 from shortcut_tpu.preemption import Preemption
@@ -35,8 +40,19 @@ from shortcut_tpu.prefetch import Prefetch
 from shortcut_tpu.train_state import TrainState
 
 
-def train(config: ConfigDict, workdir: epath.Path, allow_config_change: bool = False) -> TrainState:
+def train(
+    config: ConfigDict,
+    workdir: epath.Path,
+    allow_config_change: bool = False,
+    profile_steps: StepRange | None = None,
+) -> TrainState:
     """Runs or resumes training; returns the last state.
+
+    Args:
+      config: of the run.
+      workdir: gets all that it leaves.
+      allow_config_change: whether to go on where the config is not that of the checkpoint.
+      profile_steps: what this process is to profile.
 
     Raises:
       UserError: the data are missing or of another shape, the config cannot be run here or is not
@@ -46,8 +62,9 @@ def train(config: ConfigDict, workdir: epath.Path, allow_config_change: bool = F
         Watchdog(config.train.hang_seconds) as watchdog,
         Preemption() as preemption,
         workdir_lib.claimed(workdir),
+        Profiler(workdir / "profile", profile_steps) as profiler,
     ):
-        return _train(config, workdir, allow_config_change, watchdog, preemption)
+        return _train(config, workdir, allow_config_change, watchdog, preemption, profiler)
 
 
 def _train(
@@ -56,8 +73,9 @@ def _train(
     allow_config_change: bool,
     watchdog: Watchdog,
     preemption: Preemption,
+    profiler: Profiler,
 ) -> TrainState:
-    started = time.monotonic()
+    started, clock = time.monotonic(), Clock()
     num_steps = config.train.num_steps
 
     # ---------------------------------------------------------------- data
@@ -78,7 +96,8 @@ def _train(
     if first_step:
         before = checkpoints.config(first_step)
         workdir_lib.check_config(before, config, allow_config_change)
-        state = checkpoints.restore(experiment.abstract_state, first_step)
+        with clock.spending(RESTORE):
+            state = checkpoints.restore(experiment.abstract_state, first_step)
         say(f"resumed from step {first_step} of {workdir / 'checkpoints'}")
     else:
         state = initial_state(experiment)
@@ -86,7 +105,10 @@ def _train(
     if jax.process_index() == 0:
         config_lib.save(config, workdir)
         environment.record(workdir, first_step)
-    if first_step >= num_steps:
+    goodput = Goodput(workdir, first_step)
+    if first_step < num_steps:
+        goodput.record(first_step, clock.read().wall)
+    else:
         say(f"nothing to train: step {first_step} is the last; another --workdir starts anew")
 
     # ---------------------------------------------------------------- input
@@ -112,12 +134,19 @@ def _train(
     )
     if due(first_step, config.evaluation.every_steps, num_steps):
         # The run may have ended in the middle of it.
-        evaluation.unless_done(first_step, state.emas["evaluation"])
-    step, preempted = first_step, False
-    save_seconds, interval_start, interval_step = 0.0, time.monotonic(), first_step
+        with clock.spending(EVALUATION):
+            evaluation.unless_done(first_step, state.emas["evaluation"])
+    model_flops = experiment.model_flops(row_shapes(manifest.fields))
+    speed = Speed(clock, first_step, config.batch_size, model_flops, mesh)
+    step, preempted, metrics = first_step, False, None
     for step in range(first_step + 1, num_steps + 1):
         watchdog.alive()
-        state, metrics = experiment.train_step(state, next(batches))
+        profiler.reached(step, metrics)
+        with step_marker(step):
+            with clock.spending(INPUT):
+                batch = next(batches)
+            state, metrics = experiment.train_step(state, batch)
+            clock.stepping()
         preempted = preemption.reached(step) and step < num_steps
         save_due = preempted or due(step, config.checkpoint.every_steps, num_steps)
         log_due = step % config.train.log_every_steps == 0 or step == num_steps
@@ -127,36 +156,31 @@ def _train(
 
         if log_due:
             scalars = {f"train/{k}": float(v) for k, v in experiment.summarize(metrics).items()}
-            seconds = time.monotonic() - interval_start
-            per_step = seconds / (step - interval_step)
-            scalars["perf/step_seconds"] = per_step
-            scalars["perf/images_per_second"] = config.batch_size / per_step
-            scalars["perf/input_wait"] = batches.pop_wait() / seconds
-            scalars["perf/checkpoint_block_seconds"] = save_seconds
+            scalars |= speed.interval(step)
+            goodput.record(step, clock.read().wall)
+            scalars["perf/goodput"] = goodput.share()
             scalars["perf/checkpoint_failures"] = checkpoints.failures
             scalars["data/corrupt_records"] = len(corrupt)
             writer.write_scalars(step, scalars)
-            say(progress_line(step, num_steps, scalars, per_step))
-            save_seconds, interval_start, interval_step = 0.0, time.monotonic(), step
+            say(progress_line(step, num_steps, scalars, scalars["perf/step_seconds"]))
 
         if save_due:
-            save_start = time.monotonic()
-            # What led to a checkpoint will not be computed again.
-            writer.flush()
-            checkpoints.save(step, state)
-            save_seconds += time.monotonic() - save_start
+            with clock.spending(CHECKPOINT):
+                # What led to a checkpoint will not be computed again.
+                writer.flush()
+                checkpoints.save(step, state)
         if preempted:
             break
 
         if due(step, config.evaluation.every_steps, num_steps):
-            evaluation(step, state.emas["evaluation"])
-            # An evaluation is not a slow training step.
-            interval_start, interval_step = time.monotonic(), step
+            with clock.spending(EVALUATION):
+                evaluation(step, state.emas["evaluation"])
 
     # ---------------------------------------------------------------- end
     watchdog.alive()
     loader.close()
-    checkpoints.close()
+    with clock.spending(CHECKPOINT):
+        checkpoints.close()
     writer.close()
     if preempted:
         outcome.report(outcome.PREEMPTED)
@@ -166,6 +190,10 @@ def _train(
         f"checkpoints: {workdir / 'checkpoints'}",
         f"curves:      tensorboard --logdir={workdir}",
     )
+    if step > first_step:
+        goodput.record(step, clock.read().wall)
+        say(goodput.summary())
+    goodput.close()
     return state
 
 
@@ -208,14 +236,22 @@ def define_flags() -> None:
     command.define_config()
     flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, TensorBoard, config.")
     flags.DEFINE_boolean("allow_config_change", False, "Go on although the config has changed.")
+    flags.DEFINE_string(
+        "profile_steps", None, "Steps to profile into WORKDIR/profile, START:STOP; STOP is not one."
+    )
+    flags.DEFINE_boolean("profile_all_hosts", False, "Profile every host, and not only the first.")
 
 
 def main() -> None:
     config = command.config()
     workdir = epath.Path(command.required("workdir", "the folder that will hold the run"))
+    values = flags.FLAGS
+    profile = StepRange.parse(values.profile_steps) if values.profile_steps else None
     distributed.initialize()
     compile_cache.enable(config.train.compile_cache)
-    train(config, workdir, flags.FLAGS.allow_config_change)
+    if jax.process_index() != 0 and not values.profile_all_hosts:
+        profile = None
+    train(config, workdir, values.allow_config_change, profile)
     if still_waiting():
         distributed.end_now()
 

@@ -20,7 +20,7 @@ from data_pipeline.autoencoders import load_autoencoder
 from data_pipeline.autoencoders.kl_config import KLConfig
 from data_pipeline.autoencoders.tiny import VARIANTS
 from data_pipeline.manifest import FILE_NAME as MANIFEST
-from data_pipeline.manifest import Manifest, pair_fields
+from data_pipeline.manifest import Manifest, pair_fields, row_shapes
 from shortcut_tpu import partitioning
 from shortcut_tpu.compiled.collectives import Collective, collectives
 from shortcut_tpu.compiled.cost import executed_flops, hbm_bytes
@@ -44,7 +44,7 @@ def batch_fields(config: ConfigDict) -> dict[str, tuple[Any, tuple[int, ...]]]:
     elif (Path(config.data.path) / MANIFEST).is_file():
         fields = Manifest.load(config.data.path).fields
     if fields is not None:
-        return {field.name: (jnp.dtype(field.dtype), field.shape) for field in fields}
+        return row_shapes(fields)
     moments = ("mean", "std", "mean_flipped", "std_flipped")
     return {
         **{name: (jnp.dtype("float16"), latent) for name in moments},
@@ -93,20 +93,10 @@ class Candidate:
         return cls(experiment, topology, *_sampler(experiment, steps), False)
 
     def model_flops(self) -> int:
-        """Operations in the products of the method, on all chips: no recomputation, no padding.
-
-        The backward pass of attention's kernel recomputes its logits: XLA's products count instead.
-        Rows that only the layout makes necessary do not count either: the same step on one device.
-        """
-        config = self.experiment.config.copy_and_resolve_references()
-        with config.unlocked():
-            config.model.remat, config.model.attention = "none", "xla"
-            config.mesh.update({axis: 1 for axis in partitioning.AXES})
-        alone = Experiment.from_config(config, self.experiment.mesh.devices.flat[:1].tolist())
+        """Operations in the products of the method, on all chips: no recomputation, no padding."""
         if not self.trains:
             return count_flops(self.function, *self.arguments)
-        batch = alone.abstract_batch(batch_fields(config))
-        return count_flops(alone.train_step, alone.abstract_state, batch)
+        return self.experiment.model_flops(batch_fields(self.experiment.config))
 
     def passes(self) -> int:
         depth = self.experiment.config.model.depth

@@ -6,11 +6,13 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 import pytest
 
+from configs import common
+from shortcut_tpu.compiled.analysis import batch_fields
 from shortcut_tpu.compiled.collectives import collectives, replica_groups
 from shortcut_tpu.compiled.cost import executed_flops, hbm_bytes
 from shortcut_tpu.compiled.hlo import Program, arrays
+from shortcut_tpu.experiment import Experiment
 from shortcut_tpu.flops import count_flops, layer_passes
-from shortcut_tpu.models import DiT, DiTConfig
 
 LAYERS, WIDTH, ROWS = 5, 64, 16
 MESH = {"data": 4, "tensor": 2}
@@ -43,32 +45,39 @@ def test_products_count_as_often_as_the_loop_turns():
     assert executed_flops(compiled) == count_flops(jax.grad(network), weights, x)
 
 
-def test_an_unrolled_compile_costs_what_the_shapes_say():
-    """The compiler's own count, where no loop hides anything from it, to 2 %."""
-    config = DiTConfig(
-        image_size=8,
-        channels=4,
-        patch_size=2,
-        width=256,
-        depth=2,
-        num_heads=4,
-        num_classes=10,
-        dtype="float32",
-        unroll=2,
-    )
-    model = DiT(config)
-    params = jax.eval_shape(model.init, jax.random.key(0))
-    x, scalars, labels = shape((64, 8, 8, 4)), shape((64,)), jax.ShapeDtypeStruct((64,), "int32")
+@pytest.mark.usefixtures("quickly_compiled")
+@pytest.mark.parametrize("method", ["flow_matching", "shortcut", "meanflow"])
+def test_an_unrolled_train_step_costs_what_the_shapes_say(method, devices):
+    """The compiler's own count, where no loop hides anything from it, to 2 %.
 
-    def loss(params, x, t, d, labels):
-        return jnp.square(model.apply(params, x, t, d, labels)).mean()
-
-    arguments = (params, x, scalars, scalars, labels)
-    compiled = jax.jit(jax.grad(loss)).lower(*arguments).compile()
-    counted = count_flops(jax.grad(loss), *arguments)
+    It counts what is no product, too: little, at DiT-B's width.
+    """
+    config = common.get_config()
+    config.objective.name = method
+    config.batch_size = 64
+    config.data.image_size = 8
+    config.model.update({"depth": 2, "unroll": 2, "dtype": "float32"})
+    experiment = Experiment.from_config(config, devices[:1])
+    fields = batch_fields(config)
+    counted = experiment.model_flops(fields)
+    arguments = (experiment.abstract_state, experiment.abstract_batch(fields))
+    compiled = experiment.train_step.lower(*arguments).compile()
     assert compiled.cost_analysis()["flops"] == pytest.approx(counted, rel=0.02)
-    found = Program.parse(compiled.as_text())
-    assert executed_flops(found) == pytest.approx(counted, rel=0.02)
+    assert executed_flops(Program.parse(compiled.as_text())) == pytest.approx(counted, rel=0.02)
+
+
+def test_the_model_flops_are_those_of_one_device_that_recomputes_nothing(tiny_config, devices):
+    fields = batch_fields(tiny_config)
+    plain = Experiment.from_config(tiny_config, devices[:1])
+    arguments = (plain.abstract_state, plain.abstract_batch(fields))
+    expected = count_flops(plain.train_step, *arguments)
+    with tiny_config.unlocked():
+        tiny_config.model.remat = "full"
+        tiny_config.mesh.stride = 2
+    other = Experiment.from_config(tiny_config, devices)
+    arguments = (other.abstract_state, other.abstract_batch(fields))
+    assert count_flops(other.train_step, *arguments) > 1.1 * expected
+    assert other.model_flops(fields) == expected
 
 
 def test_a_layer_gathered_in_a_loop_counts_once_a_turn(mesh):

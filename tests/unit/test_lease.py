@@ -68,6 +68,28 @@ def test_of_two_that_start_together_at_most_one_goes_on(tmp_path):
     assert len(started) + len(refused) >= 2
 
 
+class Unavailable(Exception):
+    """Derived from no OSError, as TensorFlow's errors are."""
+
+
+def test_a_bucket_that_fails_for_a_while_does_not_lose_the_lease(tmp_path, monkeypatch):
+    with lease(tmp_path, "run") as held:
+        read, asked = held._read, threading.Semaphore(0)
+
+        def fails():
+            asked.release()
+            raise Unavailable
+
+        monkeypatch.setattr(held, "_read", fails)
+        assert asked.acquire(timeout=5) and asked.acquire(timeout=5)
+        monkeypatch.setattr(held, "_read", read)
+        before = json.loads((tmp_path / "lease.json").read_text())["beat"]
+        deadline = time.monotonic() + 5
+        while held._beats <= before and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert held._beats > before
+
+
 def test_a_run_whose_folder_was_taken_is_told(tmp_path):
     lost = []
     with lease(tmp_path, "first", on_lost=lost.append):

@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 
 from data_pipeline.errors import UserError
-from shortcut_tpu.topologies import Topology
+from shortcut_tpu.topologies import CHIPS, Topology, chip_of
 
 
 @pytest.mark.parametrize(
@@ -44,3 +44,12 @@ def test_without_the_compiler_it_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="launch/setup_venv.sh tpu installs it"):
         Topology.parse("v5e-4").devices()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+@pytest.mark.parametrize("pod", ["v4-8", "v5e-4", "v5p-8", "v6e-4"])
+def test_a_devices_kind_tells_the_chip(pod):
+    """As the TPU's own runtime calls its devices."""
+    topology = Topology.parse(pod)
+    assert chip_of(topology.devices()[0].device_kind) is CHIPS[topology.generation]
+    assert chip_of("cpu") is None

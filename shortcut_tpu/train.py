@@ -19,6 +19,7 @@ from data_pipeline.autoencoders import load_autoencoder
 from data_pipeline.errors import UserError
 from data_pipeline.loader import make_loader
 from data_pipeline.manifest import Manifest
+from data_pipeline.progress import Bar, counted, terminal_bars
 from shortcut_tpu import command, compile_cache, distributed, partitioning, skipping
 from shortcut_tpu import config as config_lib
 from shortcut_tpu import workdir as workdir_lib
@@ -27,9 +28,10 @@ from shortcut_tpu.evaluation.periodic import PeriodicEvaluation
 from shortcut_tpu.experiment import Experiment, needs_pairs, records_of
 from shortcut_tpu.loading import initial_state
 from shortcut_tpu.observability import environment
-from shortcut_tpu.observability.console import duration, progress_line, say
+from shortcut_tpu.observability.console import duration, progress_line, say, where_things_are
+from shortcut_tpu.observability.parameters import arrays, overview
 from shortcut_tpu.observability.watchdog import Watchdog
-from shortcut_tpu.observability.writers import make_writer
+from shortcut_tpu.observability.writers import concerned, make_writer
 from shortcut_tpu.preemption import Preemption
 from shortcut_tpu.prefetch import Prefetch
 from shortcut_tpu.train_state import TrainState
@@ -46,8 +48,9 @@ def train(config: ConfigDict, workdir: epath.Path, allow_config_change: bool = F
         Watchdog(config.train.hang_seconds) as watchdog,
         Preemption() as preemption,
         workdir_lib.claimed(workdir),
+        terminal_bars(shown=jax.process_index() == 0) as bar,
     ):
-        return _train(config, workdir, allow_config_change, watchdog, preemption)
+        return _train(config, workdir, allow_config_change, watchdog, preemption, bar)
 
 
 def _train(
@@ -56,6 +59,7 @@ def _train(
     allow_config_change: bool,
     watchdog: Watchdog,
     preemption: Preemption,
+    bar: Bar,
 ) -> TrainState:
     started = time.monotonic()
     num_steps = config.train.num_steps
@@ -70,7 +74,7 @@ def _train(
     # ---------------------------------------------------------------- model, objective, mesh
     experiment = Experiment.from_config(config, jax.devices(), autoencoder.scale)
     mesh = experiment.mesh
-    say(describe(experiment, manifest))
+    say(describe(experiment, manifest), *overview(arrays(experiment.abstract_state.params)))
 
     # ---------------------------------------------------------------- state, fresh or restored
     checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep, config)
@@ -106,16 +110,16 @@ def _train(
     batches = Prefetch(loader, lambda batch: partitioning.to_global(mesh, batch, config.batch_size))
 
     # ---------------------------------------------------------------- loop
-    writer = make_writer(workdir, config.to_dict())
+    writer = make_writer(workdir, config, experiment.abstract_state.params)
     evaluation = PeriodicEvaluation(
-        experiment, autoencoder, writer, workdir / "evaluations", progress=watchdog.alive
+        experiment, autoencoder, writer, workdir / "evaluations", bar, watchdog.alive
     )
     if due(first_step, config.evaluation.every_steps, num_steps):
         # The run may have ended in the middle of it.
         evaluation.unless_done(first_step, state.emas["evaluation"])
     step, preempted = first_step, False
     save_seconds, interval_start, interval_step = 0.0, time.monotonic(), first_step
-    for step in range(first_step + 1, num_steps + 1):
+    for step in counted(bar, "steps", range(first_step + 1, num_steps + 1)):
         watchdog.alive()
         state, metrics = experiment.train_step(state, next(batches))
         preempted = preemption.reached(step) and step < num_steps
@@ -126,7 +130,8 @@ def _train(
             skipping.stop(step, state, config, manifest.num_records, workdir, checkpoints)
 
         if log_due:
-            scalars = {f"train/{k}": float(v) for k, v in experiment.summarize(metrics).items()}
+            found = experiment.summarize(metrics) | experiment.summarize_state(state)
+            scalars = {f"train/{k}": v for k, v in concerned(found).items()}
             seconds = time.monotonic() - interval_start
             per_step = seconds / (step - interval_step)
             scalars["perf/step_seconds"] = per_step
@@ -160,12 +165,13 @@ def _train(
     writer.close()
     if preempted:
         outcome.report(outcome.PREEMPTED)
-    say(
-        f"{'asked to end: saved' if preempted else 'trained to'} step {step} after "
-        f"{duration(time.monotonic() - started)}",
-        f"checkpoints: {workdir / 'checkpoints'}",
-        f"curves:      tensorboard --logdir={workdir}",
-    )
+    took = duration(time.monotonic() - started)
+    if preempted:
+        say(f"asked to end: saved step {step} after {took}; started again it goes on from there")
+    else:
+        counts = experiment.objective.step_counts((1, 4, 128))
+        evaluates = config.evaluation.every_steps > 0
+        say(f"trained to step {step} in {took}", *where_things_are(workdir, counts, evaluates))
     return state
 
 

@@ -4,13 +4,15 @@ Usage:
   Image.fromarray(sheet(images, columns=10)).save("sheet.png")
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import math
 
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
 _SMALLEST_TILE = 48
 _GAP = 2
+_NAME_MARGIN = 8
 
 
 def sheet(images: np.ndarray, columns: int) -> np.ndarray:
@@ -18,10 +20,7 @@ def sheet(images: np.ndarray, columns: int) -> np.ndarray:
 
     Tiny images are enlarged by a whole factor, so that their pixels can be seen.
     """
-    factor = math.ceil(_SMALLEST_TILE / images.shape[1])
-    images = images.repeat(factor, axis=1).repeat(factor, axis=2)
-    if images.shape[-1] == 1:
-        images = images.repeat(3, axis=-1)
+    images = _visible(images)
     count, height, width, channels = images.shape
     rows = math.ceil(count / columns)
     page = np.full(
@@ -32,6 +31,36 @@ def sheet(images: np.ndarray, columns: int) -> np.ndarray:
         left = _GAP + index % columns * (width + _GAP)
         page[top : top + height, left : left + width] = image
     return page
+
+
+def beside(rows: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Rows of images [N, H, W, C] uint8, their names before them -> [H', W', 3] uint8.
+
+    For what the same noises become at several step counts.
+    """
+    names, images = list(rows), np.concatenate(list(rows.values()))
+    page = sheet(images, columns=len(images) // len(rows))
+    height = _visible(images[:1]).shape[1]
+    return np.concatenate([_names(names, height), page], axis=1)
+
+
+def _names(names: Sequence[str], height: int) -> np.ndarray:
+    """A white column with a name beside each row of tiles of this height."""
+    font = ImageFont.load_default(size=max(14, height // 12))
+    width = math.ceil(max(font.getlength(name) for name in names)) + 3 * _NAME_MARGIN
+    column = Image.new("RGB", (width, len(names) * (height + _GAP) + _GAP), "white")
+    draw = ImageDraw.Draw(column)
+    for index, name in enumerate(names):
+        middle = _GAP + index * (height + _GAP) + height // 2
+        draw.text((width - _NAME_MARGIN, middle), name, "black", font, anchor="rm")
+    return np.asarray(column)
+
+
+def _visible(images: np.ndarray) -> np.ndarray:
+    """Images [N, H, W, C] in colour, enlarged by a whole factor where they are tiny."""
+    factor = math.ceil(_SMALLEST_TILE / images.shape[1])
+    images = images.repeat(factor, axis=1).repeat(factor, axis=2)
+    return images.repeat(3, axis=-1) if images.shape[-1] == 1 else images
 
 
 def distance_figure(metric: str, distances: Mapping[int, float]) -> np.ndarray:

@@ -17,6 +17,7 @@ from shortcut_tpu.evaluation.generator import make_generator, unit_to_uint8
 from shortcut_tpu.evaluation.labels import balanced_labels
 from shortcut_tpu.experiment import Experiment
 from shortcut_tpu.observability import sheets
+from shortcut_tpu.observability.charts import in_steps
 from shortcut_tpu.observability.console import say
 from shortcut_tpu.observability.writers import Writer
 
@@ -88,7 +89,7 @@ class PeriodicEvaluation:
             f"samples/{n}_steps": sheets.sheet(found, _SHEET_COLUMNS)[None]
             for n, found in samples.items()
         }
-        rows = {_steps(n): found[:_SHEET_COLUMNS] for n, found in samples.items()}
+        rows = {in_steps(n): found[:_SHEET_COLUMNS] for n, found in samples.items()}
         images["samples/same_noises"] = sheets.beside(rows)[None]
         distances = scores[metric]
         images[f"eval/{metric}_over_steps"] = sheets.distance_figure(metric, distances)[None]
@@ -107,7 +108,3 @@ class PeriodicEvaluation:
         done = np.array((self._folder / f"{step}.json").exists())
         if not multihost_utils.broadcast_one_to_all(done):
             self(step, params)
-
-
-def _steps(count: int) -> str:
-    return f"{count} step{'s' * (count > 1)}"

@@ -14,6 +14,7 @@ import numpy as np
 
 from shortcut_tpu.config import leaves
 from shortcut_tpu.evaluation.protocols import get_protocol
+from shortcut_tpu.models import NETWORKS
 from shortcut_tpu.objectives import OBJECTIVES
 
 # Where a run lies and how its input is read tells nothing of what it learns.
@@ -23,7 +24,7 @@ _ELSEWHERE = (
 )
 
 # Charts by section: a title, and regular expressions of tags that are drawn into one chart.
-_CHARTS = {
+CHARTS = {
     "Training": {
         "loss": "train/loss",
         "loss by kind of row": r"train/loss_(?!level_)\w+",
@@ -40,25 +41,31 @@ _CHARTS = {
 
 
 def hyperparameters(config: ConfigDict) -> dict[str, bool | int | float | str]:
-    """The keys of a config that can tell what runs learn, such as "model.width": 768.
-
-    Of the objectives only the one that trains; a list is one text.
-    """
-    name = config.objective.name
-    own = ("objective.name", f"objective.{OBJECTIVES[name].group}.")
+    """What `telling` finds, lists as one text: the tab has no others."""
     return {
         key: value if isinstance(value, bool | int | float | str) else json.dumps(value)
-        for key, value in leaves(config)
-        if not key.startswith(_ELSEWHERE)
-        if not key.startswith("objective.") or key.startswith(own)
+        for key, value in telling(config).items()
     }
+
+
+def telling(config: ConfigDict) -> dict[str, object]:
+    """The keys of a config that can tell what a run learns, such as "model.width": 768.
+
+    Of the objectives and networks only those of the one that trains.
+    """
+    objective = OBJECTIVES[config.objective.name]
+    others = [f"objective.{other.group}." for other in OBJECTIVES.values()]
+    others += [f"model.{network}." for network in NETWORKS]
+    own = (f"objective.{objective.group}.", f"model.{objective.network}.")
+    silent = (*_ELSEWHERE, *(group for group in others if group not in own))
+    return {key: value for key, value in leaves(config) if not key.startswith(silent)}
 
 
 def charts(protocol: str) -> Iterator[tuple[str, dict[str, str]]]:
     """Sections of charts; each chart has a title and a regular expression of its tags."""
     distances = get_protocol(protocol).distances
     yield "Evaluation", {f"{d} by sampling steps": rf"eval/{d}@\d+" for d in distances}
-    yield from _CHARTS.items()
+    yield from CHARTS.items()
 
 
 def layout(protocol: str) -> tuple[str, Any, Any]:

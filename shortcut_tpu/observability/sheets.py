@@ -10,6 +10,8 @@ import math
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from shortcut_tpu.observability.charts import short, ticks
+
 _SMALLEST_TILE = 48
 _GAP = 2
 _NAME_MARGIN = 8
@@ -73,7 +75,7 @@ def methods_figure(metric: str, methods: Mapping[str, Mapping[int, float]]) -> n
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    size = (5, 3.5) if len(methods) == 1 else (8, 5)
+    size = (4, 2.8) if len(methods) == 1 else (8, 5)
     figure = Figure(figsize=size, dpi=120, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -85,6 +87,9 @@ def methods_figure(metric: str, methods: Mapping[str, Mapping[int, float]]) -> n
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xticks(steps, [str(n) for n in steps])
+    rounds = ticks(*axes.get_ylim(), log=True)
+    axes.set_yticks(rounds, [short(value) for value in rounds])
+    axes.minorticks_off()
     axes.set_xlabel("sampling steps")
     axes.set_ylabel(metric)
     axes.grid(alpha=0.3)

@@ -27,7 +27,7 @@ from shortcut_tpu.models import Model, make_model
 from shortcut_tpu.models.placement import placed
 from shortcut_tpu.objectives import Objective, make_objective
 from shortcut_tpu.objectives.base import TEACHER
-from shortcut_tpu.train_state import TrainState, make_optimizer
+from shortcut_tpu.train_state import TrainState, ema_distances, make_optimizer, make_schedule
 from shortcut_tpu.train_step import make_train_step
 
 P = ParamSpec("P")
@@ -208,3 +208,18 @@ class Experiment:
             lambda metrics: jax.tree.map(jnp.nanmean, metrics),
             out_shardings=partitioning.replicated(self.mesh),
         )
+
+    @functools.cached_property
+    def summarize_state(self) -> Any:
+        """State -> scalars on every host; apart from the step, which need not pay for them."""
+        schedule = make_schedule(self.config)
+
+        def summary(state: TrainState) -> dict[str, jax.Array]:
+            distances = ema_distances(state.params, state.emas)
+            # Left-out updates do not count in the schedule.
+            last_update = jnp.maximum(state.step - state.skipped - 1, 0)
+            return {f"ema_distance_{name}": d for name, d in distances.items()} | {
+                "learning_rate": jnp.asarray(schedule(last_update))
+            }
+
+        return jax.jit(summary, out_shardings=partitioning.replicated(self.mesh))

@@ -14,12 +14,10 @@ from absl import flags
 from etils import epath
 
 from data_pipeline.errors import UserError
-from shortcut_tpu import checksums, command
-from shortcut_tpu import config as config_lib
-from shortcut_tpu.observability import environment
+from shortcut_tpu import command
 from shortcut_tpu.observability.console import say
-from shortcut_tpu.observability.events import read_events
-from shortcut_tpu.observability.page import Summary, page
+from shortcut_tpu.observability.page import page
+from shortcut_tpu.observability.summary import read_summary
 
 
 def define_flags() -> None:
@@ -41,14 +39,7 @@ def main() -> None:
     workdirs = [path.resolve() for path in given]
     output = epath.Path(flags.FLAGS.output or workdirs[0] / "report.html")
     runs = [
-        Summary(
-            name=name,
-            config=config_lib.restore(workdir),
-            step=max(checksums.finished(workdir / "checkpoints"), default=0),
-            record=read_events(workdir),
-            starts=environment.recorded(workdir),
-        )
-        for name, workdir in zip(names(workdirs), workdirs, strict=True)
+        read_summary(name, workdir) for name, workdir in zip(names(workdirs), workdirs, strict=True)
     ]
     try:
         output.parent.mkdir(parents=True, exist_ok=True)

@@ -20,6 +20,7 @@ from data_pipeline.autoencoders import load_autoencoder
 from data_pipeline.errors import UserError
 from data_pipeline.loader import make_loader
 from data_pipeline.manifest import Manifest, row_shapes
+from data_pipeline.progress import Bar, counted, terminal_bars
 from shortcut_tpu import command, compile_cache, distributed, partitioning, skipping
 from shortcut_tpu import config as config_lib
 from shortcut_tpu import workdir as workdir_lib
@@ -29,12 +30,13 @@ from shortcut_tpu.experiment import Experiment, needs_pairs, records_of
 from shortcut_tpu.loading import initial_state
 from shortcut_tpu.observability import environment
 from shortcut_tpu.observability.clock import CHECKPOINT, EVALUATION, INPUT, RESTORE, Clock
-from shortcut_tpu.observability.console import duration, progress_line, say
+from shortcut_tpu.observability.console import duration, progress_line, say, where_things_are
 from shortcut_tpu.observability.goodput import Goodput
+from shortcut_tpu.observability.parameters import arrays, overview
 from shortcut_tpu.observability.profiling import Profiler, StepRange, step_marker
 from shortcut_tpu.observability.speed import Speed
 from shortcut_tpu.observability.watchdog import Watchdog
-from shortcut_tpu.observability.writers import make_writer
+from shortcut_tpu.observability.writers import concerned, make_writer
 from shortcut_tpu.preemption import Preemption
 from shortcut_tpu.prefetch import Prefetch
 from shortcut_tpu.train_state import TrainState
@@ -63,8 +65,9 @@ def train(
         Preemption() as preemption,
         workdir_lib.claimed(workdir),
         Profiler(workdir / "profile", profile_steps) as profiler,
+        terminal_bars(shown=jax.process_index() == 0) as bar,
     ):
-        return _train(config, workdir, allow_config_change, watchdog, preemption, profiler)
+        return _train(config, workdir, allow_config_change, watchdog, preemption, profiler, bar)
 
 
 def _train(
@@ -74,6 +77,7 @@ def _train(
     watchdog: Watchdog,
     preemption: Preemption,
     profiler: Profiler,
+    bar: Bar,
 ) -> TrainState:
     started, clock = time.monotonic(), Clock()
     num_steps = config.train.num_steps
@@ -88,7 +92,7 @@ def _train(
     # ---------------------------------------------------------------- model, objective, mesh
     experiment = Experiment.from_config(config, jax.devices(), autoencoder.scale)
     mesh = experiment.mesh
-    say(describe(experiment, manifest))
+    say(describe(experiment, manifest), *overview(arrays(experiment.abstract_state.params)))
 
     # ---------------------------------------------------------------- state, fresh or restored
     checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep, config)
@@ -128,9 +132,9 @@ def _train(
     batches = Prefetch(loader, lambda batch: partitioning.to_global(mesh, batch, config.batch_size))
 
     # ---------------------------------------------------------------- loop
-    writer = make_writer(workdir, config.to_dict())
+    writer = make_writer(workdir, config, experiment.abstract_state.params)
     evaluation = PeriodicEvaluation(
-        experiment, autoencoder, writer, workdir / "evaluations", progress=watchdog.alive
+        experiment, autoencoder, writer, workdir / "evaluations", bar, watchdog.alive
     )
     if due(first_step, config.evaluation.every_steps, num_steps):
         # The run may have ended in the middle of it.
@@ -139,7 +143,7 @@ def _train(
     model_flops = experiment.model_flops(row_shapes(manifest.fields))
     speed = Speed(clock, first_step, config.batch_size, model_flops, mesh)
     step, preempted, metrics = first_step, False, None
-    for step in range(first_step + 1, num_steps + 1):
+    for step in counted(bar, "steps", range(first_step + 1, num_steps + 1)):
         watchdog.alive()
         profiler.reached(step, metrics)
         with step_marker(step):
@@ -155,7 +159,8 @@ def _train(
             skipping.stop(step, state, config, manifest.num_records, workdir, checkpoints)
 
         if log_due:
-            scalars = {f"train/{k}": float(v) for k, v in experiment.summarize(metrics).items()}
+            found = experiment.summarize(metrics) | experiment.summarize_state(state)
+            scalars = {f"train/{k}": v for k, v in concerned(found).items()}
             scalars |= speed.interval(step)
             goodput.record(step, clock.read().wall)
             scalars["perf/goodput"] = goodput.share()
@@ -184,16 +189,17 @@ def _train(
     writer.close()
     if preempted:
         outcome.report(outcome.PREEMPTED)
-    say(
-        f"{'asked to end: saved' if preempted else 'trained to'} step {step} after "
-        f"{duration(time.monotonic() - started)}",
-        f"checkpoints: {workdir / 'checkpoints'}",
-        f"curves:      tensorboard --logdir={workdir}",
-    )
     if step > first_step:
         goodput.record(step, clock.read().wall)
         say(goodput.summary())
     goodput.close()
+    took = duration(time.monotonic() - started)
+    if preempted:
+        say(f"asked to end: saved step {step} after {took}; started again it goes on from there")
+    else:
+        counts = experiment.objective.step_counts((1, 4, 128))
+        evaluates = config.evaluation.every_steps > 0
+        say(f"trained to step {step} in {took}", *where_things_are(workdir, counts, evaluates))
     return state
 
 

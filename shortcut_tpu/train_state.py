@@ -57,6 +57,15 @@ def update_emas(
     }
 
 
+def ema_distances(params: Params, emas: Mapping[str, Params]) -> dict[str, jax.Array]:
+    """|ema - params| / |params| over all weights together, for each average by name."""
+    norm = optax.tree.norm(params)
+    return {
+        name: optax.tree.norm(jax.tree.map(jnp.subtract, ema, params)) / norm
+        for name, ema in emas.items()
+    }
+
+
 def make_schedule(config: ConfigDict) -> optax.Schedule:
     """Learning rate by step: linear warm-up, then constant or cosine decay to zero."""
     optim, num_steps = config.optimizer, config.train.num_steps

@@ -11,11 +11,13 @@ from jax.experimental import multihost_utils
 import numpy as np
 
 from data_pipeline.autoencoders import Autoencoder
+from data_pipeline.progress import Bar, unseen
 from shortcut_tpu.evaluation.evaluator import Evaluator, make_evaluator, table
 from shortcut_tpu.evaluation.generator import make_generator, unit_to_uint8
 from shortcut_tpu.evaluation.labels import balanced_labels
 from shortcut_tpu.experiment import Experiment
 from shortcut_tpu.observability import sheets
+from shortcut_tpu.observability.charts import in_steps
 from shortcut_tpu.observability.console import say
 from shortcut_tpu.observability.writers import Writer
 
@@ -31,6 +33,7 @@ class PeriodicEvaluation:
         autoencoder: Autoencoder,
         writer: Writer,
         folder: epath.Path,
+        bar: Bar = unseen,
         progress: Callable[[int], None] = lambda more: None,
     ):
         """Prepares evaluations; nothing is compiled or read before the first.
@@ -40,12 +43,14 @@ class PeriodicEvaluation:
           autoencoder: decodes the samples.
           writer: gets scalars and images.
           folder: gets STEP.json, the distances, once an evaluation is complete.
+          bar: shows how far an evaluation is, see `data_pipeline.progress`.
           progress: called with how many more steps of samples are done.
         """
         self._experiment = experiment
         self._autoencoder = autoencoder
         self._writer = writer
         self._folder = folder
+        self._bar = bar
         self._progress = progress
         self._generator = make_generator(experiment, autoencoder)
 
@@ -67,15 +72,25 @@ class PeriodicEvaluation:
         config = self._experiment.config
         metric = self._evaluator.metric
         labels = balanced_labels(4 * _SHEET_COLUMNS, config.data.num_classes)
+        step_counts = self._experiment.objective.step_counts(config.evaluation.steps)
         scores: dict[str, dict[int, float]] = {}
-        images = {}
-        for num_steps in self._experiment.objective.step_counts(config.evaluation.steps):
-            found = self._evaluator.scores(params, num_steps, self._progress)
-            for name, score in found.items():
-                scores.setdefault(name, {})[num_steps] = score
-            samples = self._generator(params, range(len(labels)), labels, num_steps)
-            page = sheets.sheet(unit_to_uint8(samples), _SHEET_COLUMNS)
-            images[f"samples/{num_steps}_steps"] = page[None]
+        samples: dict[int, np.ndarray] = {}
+        with self._bar("sampling steps", self._evaluator.num_samples * sum(step_counts), 0) as more:
+
+            def progress(done: int) -> None:
+                more(done)
+                self._progress(done)
+
+            for n in step_counts:
+                for name, score in self._evaluator.scores(params, n, progress).items():
+                    scores.setdefault(name, {})[n] = score
+                samples[n] = unit_to_uint8(self._generator(params, range(len(labels)), labels, n))
+        images = {
+            f"samples/{n}_steps": sheets.sheet(found, _SHEET_COLUMNS)[None]
+            for n, found in samples.items()
+        }
+        rows = {in_steps(n): found[:_SHEET_COLUMNS] for n, found in samples.items()}
+        images["samples/same_noises"] = sheets.beside(rows)[None]
         distances = scores[metric]
         images[f"eval/{metric}_over_steps"] = sheets.distance_figure(metric, distances)[None]
         for name, values in scores.items():
@@ -85,7 +100,7 @@ class PeriodicEvaluation:
         if jax.process_index() == 0:
             self._folder.mkdir(parents=True, exist_ok=True)
             (self._folder / f"{step}.json").write_text(json.dumps(scores) + "\n")
-        say(*table(scores))
+        say(f"evaluated at step {step}, {self._evaluator.num_samples} samples", *table(scores))
         return distances
 
     def unless_done(self, step: int, params: Any) -> None:

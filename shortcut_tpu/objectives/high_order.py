@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from shortcut_tpu import samplers
 from shortcut_tpu.objectives import base, rows
-from shortcut_tpu.objectives.shortcut import rotating_grids, step_size
+from shortcut_tpu.objectives.shortcut import losses_by_level, rotating_grids, step_size
 
 # The variance-preserving path's noise rate rises by 19.9 from 0.1 at the data.
 _VP_SLOPE, _VP_OFFSET = 19.9, 0.1
@@ -138,6 +138,8 @@ class HighOrder(base.Objective):
             "loss_bootstrap": rows.take(of_u1, stride),
             "loss_bootstrap_acceleration": rows.take(of_u2, stride),
         }
+        levels = jnp.round(jnp.log2(rows.take(grid, stride)))
+        metrics |= losses_by_level(metrics["loss_bootstrap"], levels, self.finest_steps)
         return jnp.mean(of_u1 + self.weight() * of_u2), metrics
 
     def sample(

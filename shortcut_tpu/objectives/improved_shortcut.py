@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from shortcut_tpu import samplers
 from shortcut_tpu.objectives import base, rows
-from shortcut_tpu.objectives.shortcut import rotating_grids, step_size
+from shortcut_tpu.objectives.shortcut import losses_by_level, rotating_grids, step_size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,6 +128,8 @@ class ImprovedShortcut(base.Objective):
             "loss_flow": rows.rest(error, stride),
             "loss_bootstrap": rows.take(error, stride),
         }
+        levels = jnp.round(jnp.log2(rows.take(grid, stride)))
+        metrics |= losses_by_level(metrics["loss_bootstrap"], levels, self.finest_steps)
         return jnp.mean(error), metrics
 
     def sample(

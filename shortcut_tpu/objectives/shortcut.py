@@ -109,9 +109,7 @@ class Shortcut(base.Objective):
 
         by_row = error.reshape(-1, stride)
         metrics = {"loss_flow": by_row[:, 1:], "loss_bootstrap": by_row[:, 0]}
-        for level in range(self.num_levels):
-            metrics[f"loss_level_{level}"] = jnp.where(levels == level, by_row[:, 0], jnp.nan)
-        return jnp.mean(error), metrics
+        return jnp.mean(error), metrics | losses_by_level(by_row[:, 0], levels, self.finest_steps)
 
     def levels(self, rows: int, step: jax.Array | int) -> jax.Array:
         """Levels [rows] float32 of the bootstrap rows at a step.
@@ -191,6 +189,17 @@ class Shortcut(base.Objective):
 def step_size(num_steps: int, finest_steps: int) -> float:
     """d = 1/num_steps; between two trained step sizes, the finer."""
     return max(2.0 ** -math.ceil(math.log2(num_steps)), 1 / finest_steps)
+
+
+def losses_by_level(error: jax.Array, levels: jax.Array, finest_steps: int) -> base.Metrics:
+    """Metrics loss_level_0, ..., of bootstrap rows with these errors [n] at these levels [n].
+
+    Level l has d = 2^-l; the finest, which only flow rows have, is not among them.
+    """
+    return {
+        f"loss_level_{level}": jnp.where(levels == level, error, jnp.nan)
+        for level in range(finest_steps.bit_length() - 1)
+    }
 
 
 def rotating_grids(

@@ -46,16 +46,16 @@ def chart(
     x_axis = _Axis(xs, _LEFT, _WIDTH - _RIGHT, log_x)
     y_axis = _Axis(ys, _HEIGHT - _BOTTOM, _TOP, log_y)
     parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{html.escape(title)}">']
-    for tick in y_axis.ticks():
+    for tick in ticks(y_axis.low, y_axis.high, log_y):
         y = y_axis.place(tick)
-        parts.append(f'<path class="grid" d="M{_LEFT} {y:.1f}H{_WIDTH - _RIGHT}"/>')
+        parts.append(f'<path class="rule" d="M{_LEFT} {y:.1f}H{_WIDTH - _RIGHT}"/>')
         parts.append(
             f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{short(tick)}</text>'
         )
     bottom = _HEIGHT - _BOTTOM
-    for tick in x_ticks or x_axis.ticks():
+    for tick in x_ticks or ticks(x_axis.low, x_axis.high, log_x):
         x = x_axis.place(tick)
-        parts.append(f'<path class="grid" d="M{x:.1f} {_TOP}V{bottom}"/>')
+        parts.append(f'<path class="rule" d="M{x:.1f} {_TOP}V{bottom}"/>')
         parts.append(
             f'<text x="{x:.1f}" y="{bottom + 16}" text-anchor="middle">{short(tick)}</text>'
         )
@@ -109,21 +109,20 @@ class _Axis:
         low, high, value = (math.log(v) if self._log else v for v in (self.low, self.high, value))
         return self._start + (value - low) / (high - low) * (self._end - self._start)
 
-    def ticks(self) -> list[float]:
-        """Round values within the range: 1, 2 or 5 by a power of ten."""
-        if self._log:
-            decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-            for factors in ((1,), (1, 2, 5)):
-                found = [f * 10.0**n for n in decades for f in factors]
-                found = [v for v in found if self.low <= v <= self.high]
-                if len(found) >= 3:
-                    return found
-            # Less than a decade: equal steps, which come to lie at unequal distances.
-        step = 10.0 ** math.floor(math.log10((self.high - self.low) / 3))
-        factor = max(f for f in (1, 2, 5) if (self.high - self.low) / (step * f) >= 3 or f == 1)
-        step *= factor
-        first, last = math.ceil(self.low / step), math.floor(self.high / step)
-        return [n * step for n in range(first, last + 1)]
+
+def ticks(low: float, high: float, log: bool) -> list[float]:
+    """Round values in a range: 1, 2 or 5 by a power of ten."""
+    if log:
+        decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        for factors in ((1,), (1, 2, 5)):
+            found = [f * 10.0**n for n in decades for f in factors]
+            found = [v for v in found if low <= v <= high]
+            if len(found) >= 3:
+                return found
+        # Less than a decade: equal steps, which come to lie at unequal distances.
+    step = 10.0 ** math.floor(math.log10((high - low) / 3))
+    step *= max(f for f in (1, 2, 5) if (high - low) / (step * f) >= 3 or f == 1)
+    return [n * step for n in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
 def short(value: float) -> str:
@@ -132,3 +131,8 @@ def short(value: float) -> str:
         if abs(value) >= factor:
             return f"{value / factor:.3g}{letter}"
     return f"{value:.3g}"
+
+
+def in_steps(count: int) -> str:
+    """A number of sampling steps: `1 step`, `4 steps`."""
+    return f"{count} step{'s' * (count > 1)}"

@@ -1,9 +1,13 @@
 """The console of a run: one line a log interval, readable over ssh."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import datetime
 
+from etils import epath
 import jax
+
+# The least share of a step that waiting for input may take to be mentioned.
+_WORTH_A_WORD = 0.01
 
 
 def say(*lines: str) -> None:
@@ -20,13 +24,42 @@ def duration(seconds: float) -> str:
 def progress_line(
     step: int, num_steps: int, metrics: Mapping[str, float], seconds_per_step: float
 ) -> str:
-    """For example `step 1200/5000  24%  loss 0.2130  38 ms/step  3368 img/s  left 0:02:24`."""
-    left = duration((num_steps - step) * seconds_per_step)
-    width = len(str(num_steps))
-    return (
-        f"step {step:>{width}}/{num_steps} {step / num_steps:>4.0%}  "
-        f"loss {metrics['train/loss']:.4f}  grad {metrics['train/grad_norm']:.3f}  "
-        f"{seconds_per_step * 1e3:.1f} ms/step  "
-        f"{metrics['perf/images_per_second']:.0f} img/s  "
-        f"input wait {metrics['perf/input_wait']:.1%}  left {left}"
-    )
+    """For example `step 1200/5000  24%  loss 0.2130  grad 0.280  38 ms/step  6725 img/s ...`
+
+    What is as it should be is not mentioned: input that is waited for and updates that were left
+    out stand at the end of the line.
+    """
+    width, milliseconds = len(str(num_steps)), seconds_per_step * 1e3
+    parts = [
+        f"step {step:>{width}}/{num_steps} {step / num_steps:>4.0%}",
+        f"loss {metrics['train/loss']:.4f}",
+        f"grad {metrics['train/grad_norm']:.3f}",
+        f"{milliseconds:.{1 if milliseconds < 100 else 0}f} ms/step",
+        f"{metrics['perf/images_per_second']:.0f} img/s",
+        f"left {duration((num_steps - step) * seconds_per_step)}",
+    ]
+    if (wait := metrics["perf/input_wait"]) >= _WORTH_A_WORD:
+        parts.append(f"input wait {wait:.0%}")
+    if skipped := metrics["train/skipped"]:
+        parts.append(f"{skipped:.0f} updates left out")
+    return "  ".join(parts)
+
+
+def where_things_are(workdir: epath.Path, step_counts: Sequence[int], evaluated: bool) -> list[str]:
+    """Lines that say what a run has left, and the commands that show it.
+
+    Args:
+      step_counts: numbers of sampling steps that the run can be judged at.
+      evaluated: whether it scored itself while it trained.
+    """
+    steps = ",".join(map(str, step_counts))
+    module = "python -m shortcut_tpu"
+    lines = {
+        "checkpoints": workdir / "checkpoints",
+        "distances": workdir / "evaluations" if evaluated else "",
+        "curves, sheets": f"tensorboard --logdir={workdir}",
+        "report": f"{module}.report --workdir={workdir}",
+        "samples": f"{module}.sample --workdir={workdir} --steps={steps} --output=samples.png",
+        "scores": f"{module}.evaluate --workdir={workdir} --steps={steps}",
+    }
+    return [f"{name:<15} {what}" for name, what in lines.items() if what]

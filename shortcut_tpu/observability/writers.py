@@ -2,10 +2,15 @@
 
 from collections.abc import Mapping
 import json
+import math
 from typing import Any, Protocol
 
 from etils import epath
 import jax
+from ml_collections import ConfigDict
+
+from shortcut_tpu.observability import dashboard
+from shortcut_tpu.observability.parameters import arrays, markdown
 
 
 class Writer(Protocol):
@@ -40,16 +45,36 @@ class _Silent:
         pass
 
 
-def make_writer(workdir: epath.Path, config: Mapping[str, Any]) -> Writer:
-    """A writer into `workdir`, with the config as text; it must be closed."""
+def make_writer(workdir: epath.Path, config: ConfigDict, params: Any) -> Writer:
+    """A writer into `workdir`; it must be closed.
+
+    It begins with the config and a table of the parameters as text, the hyperparameters, and the
+    layout of the custom scalars.
+
+    Args:
+      params: the parameters or their shapes.
+    """
     if jax.process_index() != 0:
         return _Silent()
     # CLU imports TensorFlow, which takes seconds: a mistyped flag should not have to wait for it.
     from clu import metric_writers
 
     writer = metric_writers.create_default_writer(str(workdir))
-    text = json.dumps(config, indent=2, sort_keys=True)
+    text = json.dumps(config.to_dict(), indent=2, sort_keys=True)
     # Four spaces make a code block of TensorBoard's Markdown.
     indented = "\n".join(f"    {line}" for line in text.splitlines())
-    writer.write_texts(0, {"config": indented})
+    writer.write_texts(0, {"config": indented, "parameters": markdown(arrays(params))})
+    writer.write_hparams(dashboard.hyperparameters(config))
+    tag, value, metadata = dashboard.layout(config.evaluation.protocol)
+    writer.write_summaries(0, {tag: value}, metadata={tag: metadata})
     return writer
+
+
+def concerned(scalars: Mapping[str, float]) -> dict[str, float]:
+    """Those that say something: NaN is a kind of rows that a step had none of.
+
+    Where the loss itself is not a number, all stay.
+    """
+    if not math.isfinite(scalars["loss"]):
+        return dict(scalars)
+    return {name: value for name, value in scalars.items() if not math.isnan(value)}

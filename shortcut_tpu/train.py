@@ -24,7 +24,7 @@ from shortcut_tpu import config as config_lib
 from shortcut_tpu import workdir as workdir_lib
 from shortcut_tpu.checkpoints import Checkpoints, still_waiting
 from shortcut_tpu.evaluation.periodic import PeriodicEvaluation
-from shortcut_tpu.experiment import Experiment, needs_pairs, records_of
+from shortcut_tpu.experiment import Experiment, latent_shape, needs_pairs, records_of
 from shortcut_tpu.loading import initial_state
 from shortcut_tpu.observability import environment
 from shortcut_tpu.observability.console import duration, progress_line, say
@@ -180,7 +180,12 @@ def check_data(config: ConfigDict, records: str, manifest: Manifest) -> None:
     if manifest.holds_pairs != needs_pairs(config):
         held = "pairs, which data.path may not" if manifest.holds_pairs else "no pairs"
         raise UserError(f"{records} holds {held}; data.pairs is for those")
-    shape = (data.image_size, data.image_size, data.channels)
+    shape = latent_shape(data)
+    if len(shape) != 3 and config.evaluation.every_steps:
+        raise UserError(
+            "actions have no distances to images: give --config.evaluation.every_steps=0 and score "
+            "with `python -m shortcut_tpu.rollout`"
+        )
     if manifest.latent_shape != shape:
         raise UserError(
             f"{records} holds latents of shape {manifest.latent_shape}, the config's data says "
@@ -190,6 +195,11 @@ def check_data(config: ConfigDict, records: str, manifest: Manifest) -> None:
         raise UserError(
             f"{records} holds {manifest.num_classes} classes, config.data.num_classes is "
             f"{data.num_classes}"
+        )
+    if manifest.observation_size != data.observation_size:
+        raise UserError(
+            f"{records} holds observations of {manifest.observation_size} numbers, "
+            f"config.data.observation_size is {data.observation_size}"
         )
 
 

@@ -28,7 +28,7 @@ from shortcut_tpu.compiled.hlo import Program
 from shortcut_tpu.compiled.required import required_bytes
 from shortcut_tpu.compiled.roofline import Roofline
 from shortcut_tpu.evaluation.generator import make_generator
-from shortcut_tpu.experiment import Experiment, needs_pairs
+from shortcut_tpu.experiment import Experiment, latent_shape, needs_pairs
 from shortcut_tpu.flops import count_flops, layer_passes
 from shortcut_tpu.topologies import Topology
 
@@ -37,7 +37,7 @@ PROGRAMS = ("train", "sample")
 
 def batch_fields(config: ConfigDict) -> dict[str, tuple[Any, tuple[int, ...]]]:
     """Fields of the records: the manifest's if they are here, else the most that there can be."""
-    latent = (config.data.image_size, config.data.image_size, config.data.channels)
+    latent = latent_shape(config.data)
     fields = None
     if needs_pairs(config):
         fields = pair_fields(latent)

@@ -17,7 +17,7 @@ import numpy as np
 
 from data_pipeline.command_line import parse_flags, required
 from data_pipeline.errors import UserError, exit_on_user_error
-from data_pipeline.manifest import FILE_NAME, Field, Manifest
+from data_pipeline.manifest import FILE_NAME, Manifest, demonstration_fields
 from data_pipeline.records import write_shard
 from data_pipeline.tasks import Task, load_task, uniforms
 
@@ -46,7 +46,7 @@ def demonstrations(task: Task, seed: int, episodes: np.ndarray) -> tuple[np.ndar
     seen, done, before = [], [], []
     for turn in range(task.max_steps):
         seen.append(task.observe(state))
-        done.append(_chunk(task, state, side))
+        done.append(chunk(task, state, side))
         before.append(~task.success(state))
         state = task.step(state, done[-1][:, 0] + shakes[:, turn])
     # [n, turns, ...], of which those count that come before the goal.
@@ -54,7 +54,7 @@ def demonstrations(task: Task, seed: int, episodes: np.ndarray) -> tuple[np.ndar
     return np.stack(seen, 1)[kept], np.stack(done, 1)[kept]
 
 
-def _chunk(task: Task, state: np.ndarray, side: np.ndarray) -> np.ndarray:
+def chunk(task: Task, state: np.ndarray, side: np.ndarray) -> np.ndarray:
     """The expert's next actions from some states, done with a steady hand: [n, horizon, A]."""
     actions = []
     for _ in range(task.horizon):
@@ -74,10 +74,7 @@ def write(task: Task, seed: int, episodes: int, output: Path) -> Manifest:
     observations, actions = demonstrations(task, seed, np.arange(episodes))
     shape = (task.horizon, task.action_size)
     plan = Manifest(
-        fields=(
-            Field("mean", "float32", shape),
-            Field("observation", "float32", (task.observation_size,)),
-        ),
+        fields=demonstration_fields(shape, task.observation_size),
         shards=(),
         # Actions are their own latents.
         autoencoder={

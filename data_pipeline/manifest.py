@@ -205,6 +205,16 @@ def pair_fields(latent_shape: tuple[int, ...]) -> tuple[Field, ...]:
     )
 
 
+def demonstration_fields(
+    chunk_shape: tuple[int, ...], observation_size: int
+) -> tuple[Field, ...]:
+    """The fields of records of demonstrations."""
+    return (
+        Field("mean", "float32", chunk_shape),
+        Field("observation", "float32", (observation_size,)),
+    )
+
+
 def write_json(path: Path, content: Any, suffix: str = ".tmp") -> None:
     """Writes indented JSON, whole or not at all; the same content gives the same bytes.
 

@@ -20,7 +20,7 @@ from data_pipeline.autoencoders import load_autoencoder
 from data_pipeline.autoencoders.kl_config import KLConfig
 from data_pipeline.autoencoders.tiny import VARIANTS
 from data_pipeline.manifest import FILE_NAME as MANIFEST
-from data_pipeline.manifest import Manifest, pair_fields
+from data_pipeline.manifest import Manifest, demonstration_fields, pair_fields
 from shortcut_tpu import partitioning
 from shortcut_tpu.compiled.collectives import Collective, collectives
 from shortcut_tpu.compiled.cost import executed_flops, hbm_bytes
@@ -43,6 +43,8 @@ def batch_fields(config: ConfigDict) -> dict[str, tuple[Any, tuple[int, ...]]]:
         fields = pair_fields(latent)
     elif (Path(config.data.path) / MANIFEST).is_file():
         fields = Manifest.load(config.data.path).fields
+    elif config.data.observation_size:
+        fields = demonstration_fields(latent, config.data.observation_size)
     if fields is not None:
         return {field.name: (jnp.dtype(field.dtype), field.shape) for field in fields}
     moments = ("mean", "std", "mean_flipped", "std_flipped")

@@ -18,7 +18,7 @@ def get_config():
     config.data.num_classes = 0
 
     config.model.network = "policy"
-    config.model.patch_size = 4
+    config.model.patch_size = 16
     config.model.width = 128
     config.model.depth = 4
     config.model.num_heads = 4

@@ -205,9 +205,7 @@ def pair_fields(latent_shape: tuple[int, ...]) -> tuple[Field, ...]:
     )
 
 
-def demonstration_fields(
-    chunk_shape: tuple[int, ...], observation_size: int
-) -> tuple[Field, ...]:
+def demonstration_fields(chunk_shape: tuple[int, ...], observation_size: int) -> tuple[Field, ...]:
     """The fields of records of demonstrations."""
     return (
         Field("mean", "float32", chunk_shape),

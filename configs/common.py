@@ -54,6 +54,13 @@ def get_config() -> ConfigDict:
     config.data.image_size = 32
     config.data.channels = 4
     config.data.num_classes = 1000
+    # Of a policy's records: they hold chunks of so many actions of `channels` numbers each in place
+    # of latents, and observations of so many numbers in place of labels; 0 for latents.
+    config.data.horizon = 0
+    config.data.observation_size = 0
+    # The simulated task that demonstrations are of and policies are rolled out in, a name of
+    # data_pipeline/tasks; a rehearsal makes missing records from it. "" for latents.
+    config.data.task = ""
     # The autoencoder that made the latents and decodes samples, NAME or NAME:WEIGHTS.
     config.data.autoencoder = "identity"
     # Threads that read batches ahead, and how many batches they keep ready.
@@ -63,6 +70,9 @@ def get_config() -> ConfigDict:
     config.data.max_corrupt = 0
 
     config.model = ConfigDict()
+    # dit for latents, policy for actions; the objectives get and koopman bring networks of their
+    # own.
+    config.model.network = "dit"
     config.model.update(DIT_SIZES["B"])
     config.model.patch_size = 2
     config.model.mlp_ratio = 4.0
@@ -81,7 +91,7 @@ def get_config() -> ConfigDict:
     # Layers compiled out of line in each turn of the scan over layers: more compile time, fewer
     # copies; it pays for shallow networks.
     config.model.unroll = 1
-    # The objective decides on the network; one that is no DiT has shapes of its own.
+    # A network that is no DiT has shapes of its own.
     config.model.equilibrium = ConfigDict()
     # Blocks that work on the noise once (they stand in for `depth`), blocks that are iterated, with
     # the same weights in each iteration, the width of their MLP over `width`, and how often.

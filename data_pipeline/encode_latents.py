@@ -259,7 +259,7 @@ def main(argv: Sequence[str]) -> None:
 def _training_command(output: str, autoencoder: str, manifest: Manifest) -> str:
     """How these records are named to a config that was written for others."""
     keys = {"path": output, **manifest.data_keys, "autoencoder": autoencoder}
-    overrides = (f"--config.data.{key}={shlex.quote(str(value))}" for key, value in keys.items())
+    overrides = (f"--config.data.{k}={shlex.quote(str(v))}" for k, v in keys.items() if v)
     return f"python -m shortcut_tpu.train --config=CONFIG --workdir=RUN {' '.join(overrides)}"
 
 

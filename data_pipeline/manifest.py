@@ -55,7 +55,8 @@ class Manifest:
             `std` [H, W, C] float16 unless the autoencoder is deterministic; `mean_flipped` and
             `std_flipped`, the latents of the mirrored image, where preprocessing["flips"]; and
             `label`, an int32 scalar. Records of pairs have `noise` [H, W, C] float16 too, what a
-            model made the latent `mean` from.
+            model made the latent `mean` from. Of demonstrations `mean` [horizon, A] float32 is a
+            chunk of actions, and `observation` [O] float32 stands in for the label.
         shards: the files, in the order of the record indices.
         autoencoder: name, digest, scale, deterministic, latent_shape and image_shape. Stored
             latents are not scaled: the model sees mean * scale.
@@ -90,18 +91,26 @@ class Manifest:
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
-        """The shape [H, W, C] of one latent."""
+        """The shape [H, W, C] of one latent, or [horizon, A] of one chunk of actions."""
         return tuple(self.autoencoder["latent_shape"])
 
     @property
     def data_keys(self) -> dict[str, Any]:
         """What a config's `data` has to say of these records, by key; latents must be square."""
+        length, channels = self.latent_shape[0], self.latent_shape[-1]
+        is_image = len(self.latent_shape) == 3
         return {
             "autoencoder": self.autoencoder["name"],
-            "image_size": self.latent_shape[0],
-            "channels": self.latent_shape[-1],
+            **({"image_size": length, "horizon": 0} if is_image else {"horizon": length}),
+            "channels": channels,
             "num_classes": self.num_classes,
+            "observation_size": self.observation_size,
         }
+
+    @property
+    def observation_size(self) -> int:
+        """Numbers of an observation; 0 where records have labels."""
+        return sum(math.prod(f.shape) for f in self.fields if f.name == "observation")
 
     @property
     def holds_pairs(self) -> bool:
@@ -130,7 +139,8 @@ class Manifest:
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(
                 f"{path}: no such file; make the records with `python -m"
-                f" data_pipeline.encode_latents --source=... --output={directory}`"
+                f" data_pipeline.encode_latents --source=... --output={directory}`, those of a"
+                f" policy with `python -m data_pipeline.demonstrate --output={directory}`"
             ) from None
         except failures(ValueError) as error:
             raise UserError(f"{path}: cannot be read: {error}") from None
@@ -178,8 +188,14 @@ class Manifest:
         if not all(type(size) is int and 0 < size < 2**31 for size in sizes):
             raise ValueError("a field's shape holds something other than sizes")
         dtype = self.record_dtype
-        if dtype.hasobject or not dtype.itemsize or not {"mean", "label"} <= set(dtype.names or ()):
-            raise ValueError(f"a record needs the fields mean and label, these are {dtype}")
+        conditions = {"label", "observation"} & set(dtype.names or ())
+        if dtype.hasobject or not dtype.itemsize or "mean" not in (dtype.names or ()):
+            conditions = set()
+        if len(conditions) != 1:
+            raise ValueError(
+                f"a record needs the fields mean and label, or mean and observation, these are"
+                f" {dtype}"
+            )
         if dtype["mean"].shape != self.latent_shape:
             raise ValueError(f"the field mean is not of latent_shape {list(self.latent_shape)}")
         if self.holds_pairs and dtype["noise"].shape != self.latent_shape:
@@ -207,4 +223,12 @@ def pair_fields(latent_shape: tuple[int, ...]) -> tuple[Field, ...]:
         Field("noise", "float16", latent_shape),
         Field("mean", "float16", latent_shape),
         Field("label", "int32", ()),
+    )
+
+
+def demonstration_fields(chunk_shape: tuple[int, ...], observation_size: int) -> tuple[Field, ...]:
+    """The fields of records of demonstrations."""
+    return (
+        Field("mean", "float32", chunk_shape),
+        Field("observation", "float32", (observation_size,)),
     )

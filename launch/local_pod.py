@@ -4,9 +4,10 @@
   ./launch/local_pod.sh --config=digits --hosts=4 --workdir=runs/four --config.seed=1
 
 Makes the records if the config says from what, trains on --hosts processes that find each other
-as the hosts of a pod do, scores the result at 1 .. 128 steps and draws a sheet of samples. Called
-again it goes on where it stopped. A process that dies ends all of them, and all start again, as on
-a pod. Flags --config.KEY=VALUE override keys of the config.
+as the hosts of a pod do, scores the result at 1 .. 128 steps and draws a sheet of samples; a policy
+is rolled out instead, and its ways are drawn. Called again it goes on where it stopped. A process
+that dies ends all of them, and all start again, as on a pod. Flags --config.KEY=VALUE override keys
+of the config.
 """
 
 from collections.abc import Sequence
@@ -98,7 +99,11 @@ def main() -> None:
         logs = workdir / "logs"
         run_on_hosts(arguments, hosts, values.chips_per_host, logs, values.max_restarts)
 
-    if not (Path(config.data.path) / MANIFEST).is_file() and config.data.source:
+    task, missing = config.data.task, not (Path(config.data.path) / MANIFEST).is_file()
+    if missing and task:
+        demonstrate = ("data_pipeline.demonstrate", f"--task={task}")
+        run(*demonstrate, f"--output={config.data.path}", hosts=1)
+    elif missing and config.data.source:
         run(
             "data_pipeline.encode_latents",
             f"--source={config.data.source}",
@@ -107,20 +112,19 @@ def main() -> None:
             *config.data.source_flags,
         )
     run("shortcut_tpu.train", f"--config={path}", *overrides, f"--workdir={workdir}")
-    scores = values.json or str(workdir / "distances.json")
-    run("shortcut_tpu.evaluate", f"--workdir={workdir}", f"--json={scores}")
-    picture = workdir / "samples.png"
-    run(
-        "shortcut_tpu.sample",
-        f"--workdir={workdir}",
-        f"--steps={_SHEET_STEPS}",
-        f"--output={picture}",
-        hosts=1,
-    )
+    scores = values.json or str(workdir / ("success.json" if task else "distances.json"))
+    picture = workdir / ("ways.png" if task else "samples.png")
+    score, draw = (f"--workdir={workdir}", f"--json={scores}"), f"--output={picture}"
+    if task:
+        run("shortcut_tpu.rollout", *score, draw)
+    else:
+        run("shortcut_tpu.evaluate", *score)
+        sheet = ("shortcut_tpu.sample", f"--workdir={workdir}", f"--steps={_SHEET_STEPS}", draw)
+        run(*sheet, hosts=1)
     print(
         "",
-        f"distances    {scores}",
-        f"samples      {picture}",
+        f"scores       {scores}",
+        f"picture      {picture}",
         f"curves       .venv/bin/tensorboard --logdir={workdir}",
         sep="\n",
     )

@@ -23,7 +23,7 @@ from data_pipeline.errors import UserError
 from shortcut_tpu import partitioning
 from shortcut_tpu.command import checked
 from shortcut_tpu.flops import count_flops
-from shortcut_tpu.models import Model, make_model
+from shortcut_tpu.models import Model, data_keys, make_model
 from shortcut_tpu.models.placement import placed
 from shortcut_tpu.objectives import Objective, make_objective
 from shortcut_tpu.objectives.base import TEACHER
@@ -60,6 +60,14 @@ def records_of(config: ConfigDict) -> str:
     return config.data.pairs
 
 
+def latent_shape(data: ConfigDict) -> tuple[int, ...]:
+    """What a config's network generates: latents [side, side, channels], or [horizon, channels]."""
+    # Workdirs of earlier releases have no horizon.
+    if data.get("horizon", 0):
+        return (data.horizon, data.channels)
+    return (data.image_size, data.image_size, data.channels)
+
+
 @dataclasses.dataclass(frozen=True)
 class Experiment:
     """The parts of a run.
@@ -88,13 +96,12 @@ class Experiment:
         for name in (*objective.ema_names, "evaluation"):
             if name not in config.emas:
                 raise UserError(f"the run needs an average of the weights named emas.{name}")
+        network = objective.network or config.model.get("network", "dit")
         model = checked(
             make_model,
-            objective.network,
+            network,
             config.model.to_dict(),
-            image_size=config.data.image_size,
-            channels=config.data.channels,
-            num_classes=config.data.num_classes,
+            **{key: config.data[key] for key in checked(data_keys, network)},
             conditions=objective.conditions,
             heads=objective.heads,
             smooth_times=objective.smooth_times,
@@ -117,9 +124,8 @@ class Experiment:
         )
 
     @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        size = self.config.data.image_size
-        return (size, size, self.config.data.channels)
+    def latent_shape(self) -> tuple[int, ...]:
+        return latent_shape(self.config.data)
 
     @property
     def ema_decays(self) -> dict[str, float]:

@@ -10,7 +10,7 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 
-# v(x, t, d, labels), with x [B, H, W, C] and all others [B].
+# v(x, t, d, labels), with x [B, ...], t and d [B], and labels [B] or observations [B, O].
 VelocityFn = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
 
 
@@ -152,7 +152,7 @@ def ddim(
     return jax.lax.scan(step, x0, jnp.arange(num_steps))[0]
 
 
-def guided(velocity: ConditionedFn, scale: float, null_label: int) -> ConditionedFn:
+def guided(velocity: ConditionedFn, scale: float, null_label: float) -> ConditionedFn:
     """Classifier-free guidance at sampling time: v_null + scale (v - v_null), in one batch.
 
     Source: "Classifier-Free Diffusion Guidance" (arXiv 2207.12598). A scale of 1 is no guidance and

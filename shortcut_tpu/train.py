@@ -218,8 +218,14 @@ def check_data(config: ConfigDict, records: str, manifest: Manifest) -> None:
     if manifest.holds_pairs != needs_pairs(config):
         held = "pairs, which data.path may not" if manifest.holds_pairs else "no pairs"
         raise UserError(f"{records} holds {held}; data.pairs is for those")
-    if manifest.latent_shape[0] != manifest.latent_shape[1]:
-        raise UserError(f"{records} holds latents of shape {manifest.latent_shape}, not square")
+    shape = manifest.latent_shape
+    if len(shape) == 3 and shape[0] != shape[1]:
+        raise UserError(f"{records} holds latents of shape {shape}, not square")
+    if len(shape) != 3 and config.evaluation.every_steps:
+        raise UserError(
+            "actions have no distances to images: give --config.evaluation.every_steps=0 and score "
+            "with `python -m shortcut_tpu.rollout`"
+        )
     said = data.to_dict() | {"autoencoder": data.autoencoder.partition(":")[0]}
     wrong = [f"--config.data.{k}={v}" for k, v in manifest.data_keys.items() if said[k] != v]
     if wrong:

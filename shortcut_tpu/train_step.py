@@ -45,6 +45,7 @@ def make_train_step(
         latent_key, objective_key = jax.random.split(step_key(seed, state.step))
         x1 = sample_latents(batch, latent_key, latent_scale)
         x0 = batch["noise"].astype(jnp.float32) if "noise" in batch else None
+        labels = batch["observation" if "observation" in batch else "label"]
 
         def loss_fn(params):
             return objective.loss(
@@ -53,7 +54,7 @@ def make_train_step(
                     params=params,
                     emas=state.emas,
                     x1=x1,
-                    labels=batch["label"],
+                    labels=labels,
                     null_label=model.null_label,
                     key=objective_key,
                     step=state.step,

@@ -20,7 +20,7 @@ from data_pipeline.autoencoders import load_autoencoder
 from data_pipeline.autoencoders.kl_config import KLConfig
 from data_pipeline.autoencoders.tiny import VARIANTS
 from data_pipeline.manifest import FILE_NAME as MANIFEST
-from data_pipeline.manifest import Manifest, pair_fields, row_shapes
+from data_pipeline.manifest import Manifest, demonstration_fields, pair_fields, row_shapes
 from shortcut_tpu import partitioning
 from shortcut_tpu.compiled.collectives import Collective, collectives
 from shortcut_tpu.compiled.cost import executed_flops, hbm_bytes
@@ -28,7 +28,7 @@ from shortcut_tpu.compiled.hlo import Program
 from shortcut_tpu.compiled.required import required_bytes
 from shortcut_tpu.compiled.roofline import Roofline
 from shortcut_tpu.evaluation.generator import make_generator
-from shortcut_tpu.experiment import Experiment, needs_pairs
+from shortcut_tpu.experiment import Experiment, latent_shape, needs_pairs
 from shortcut_tpu.flops import count_flops, kernel_flops, layer_passes
 from shortcut_tpu.topologies import Topology
 
@@ -37,12 +37,14 @@ PROGRAMS = ("train", "sample")
 
 def batch_fields(config: ConfigDict) -> dict[str, tuple[Any, tuple[int, ...]]]:
     """Fields of the records: the manifest's if they are here, else the most that there can be."""
-    latent = (config.data.image_size, config.data.image_size, config.data.channels)
+    latent = latent_shape(config.data)
     fields = None
     if needs_pairs(config):
         fields = pair_fields(latent)
     elif (Path(config.data.path) / MANIFEST).is_file():
         fields = Manifest.load(config.data.path).fields
+    elif config.data.observation_size:
+        fields = demonstration_fields(latent, config.data.observation_size)
     if fields is not None:
         return row_shapes(fields)
     moments = ("mean", "std", "mean_flipped", "std_flipped")

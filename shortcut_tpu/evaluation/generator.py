@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from data_pipeline.autoencoders import Autoencoder
+from data_pipeline.errors import UserError
 from shortcut_tpu import partitioning, samplers
 from shortcut_tpu.evaluation.rows import Pending, replicate, submit
 from shortcut_tpu.experiment import Experiment
@@ -63,6 +64,16 @@ class Generator:
         guidance: float = 1.0,
         seed: int | jax.Array,
     ):
+        """Prepares a sampler; nothing is compiled before it is called.
+
+        Raises:
+          UserError: the experiment's network makes no images.
+        """
+        if len(experiment.latent_shape) != 3:
+            raise UserError(
+                "this config's network makes actions and no images; `python -m"
+                " shortcut_tpu.rollout` scores and draws them"
+            )
         self.experiment = experiment
         self._autoencoder = autoencoder
         self.guidance = guidance

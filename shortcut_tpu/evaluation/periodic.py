@@ -13,7 +13,7 @@ import numpy as np
 from data_pipeline.autoencoders import Autoencoder
 from data_pipeline.progress import Bar, unseen
 from shortcut_tpu.evaluation.evaluator import Evaluator, make_evaluator, table
-from shortcut_tpu.evaluation.generator import make_generator, unit_to_uint8
+from shortcut_tpu.evaluation.generator import Generator, make_generator, unit_to_uint8
 from shortcut_tpu.evaluation.labels import balanced_labels
 from shortcut_tpu.experiment import Experiment
 from shortcut_tpu.observability import sheets
@@ -52,7 +52,10 @@ class PeriodicEvaluation:
         self._folder = folder
         self._bar = bar
         self._progress = progress
-        self._generator = make_generator(experiment, autoencoder)
+
+    @functools.cached_property
+    def _generator(self) -> Generator:
+        return make_generator(self._experiment, self._autoencoder)
 
     @functools.cached_property
     def _evaluator(self) -> Evaluator:

@@ -11,8 +11,25 @@ from shortcut_tpu.models.dit import DiT, DiTConfig
 from shortcut_tpu.models.get import GET
 from shortcut_tpu.models.koopman import Koopman
 from shortcut_tpu.models.model import Model, Params
+from shortcut_tpu.models.policy import Policy
 
-NETWORKS: dict[str, type[Model]] = {"dit": DiT, "equilibrium": GET, "koopman": Koopman}
+NETWORKS: dict[str, type[Model]] = {
+    "dit": DiT,
+    "policy": Policy,
+    "equilibrium": GET,
+    "koopman": Koopman,
+}
+
+
+def data_keys(name: str) -> tuple[str, ...]:
+    """What the network of that name must be told of `config.data`.
+
+    Raises:
+      ValueError: there is no such network.
+    """
+    if name not in NETWORKS:
+        raise ValueError(f"model.network={name!r} is none of {', '.join(NETWORKS)}")
+    return NETWORKS[name].data_keys
 
 
 def make_model(name: str, options: Mapping[str, Any], **shapes: Any) -> Model:
@@ -26,9 +43,10 @@ def make_model(name: str, options: Mapping[str, Any], **shapes: Any) -> Model:
     Raises:
       ValueError: an option is out of its range.
     """
-    common = {key: value for key, value in options.items() if key not in NETWORKS}
+    unshared = {"network", *NETWORKS}
+    common = {key: value for key, value in options.items() if key not in unshared}
     network = NETWORKS[name]
     return network(network.Config(**common, **options.get(name, {}), **shapes))
 
 
-__all__ = ["NETWORKS", "DiT", "DiTConfig", "Model", "Params", "make_model"]
+__all__ = ["NETWORKS", "DiT", "DiTConfig", "Model", "Params", "data_keys", "make_model"]

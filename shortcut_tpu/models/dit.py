@@ -9,11 +9,14 @@ Usage:
   v = model.apply(params, x, t, d, labels)                # [B, H, W, C] float32
 """
 
+import abc
 import dataclasses
+from typing import Any
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from shortcut_tpu.models.attention import attention, check_attention
 from shortcut_tpu.models.embeddings import ScalarEmbedder, level_of, sincos_2d
@@ -28,9 +31,11 @@ REMAT_POLICIES = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class DiTConfig:
-    """Shapes and numerics of a DiT. `configs/common.py` documents each key for users.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TransformerConfig(abc.ABC):
+    """Shapes and numerics of a DiT, whatever its tokens are made of and conditioned on.
+
+    `configs/common.py` documents each key for users.
 
     The objective, not the user, decides on the last three.
 
@@ -41,13 +46,11 @@ class DiTConfig:
         it as t x 1000 and level x 100, which tell apart the points of a grid.
     """
 
-    image_size: int
     channels: int
     patch_size: int
     width: int
     depth: int
     num_heads: int
-    num_classes: int
     mlp_ratio: float = 4.0
     finest_level: int = 7
     faithful: bool = False
@@ -60,11 +63,6 @@ class DiTConfig:
     smooth_times: bool = False
 
     def __post_init__(self) -> None:
-        if self.image_size % self.patch_size:
-            raise ValueError(
-                f"model.patch_size={self.patch_size} does not divide the latents' side, "
-                f"{self.image_size}"
-            )
         if self.width % self.num_heads or self.width % 4:
             raise ValueError(
                 f"model.width={self.width} must be a multiple of 4 and of "
@@ -75,10 +73,6 @@ class DiTConfig:
         check_attention(self.attention, self.num_patches)
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"model.dtype={self.dtype!r} is neither float32 nor bfloat16")
-
-    @property
-    def num_patches(self) -> int:
-        return (self.image_size // self.patch_size) ** 2
 
     @property
     def time_scale(self) -> float:
@@ -94,6 +88,40 @@ class DiTConfig:
         """Attention logits: 1/sqrt(head_dim), but 1/head_dim in the official network."""
         head_dim = self.width // self.num_heads
         return 1.0 / head_dim if self.faithful else head_dim**-0.5
+
+    @property
+    @abc.abstractmethod
+    def num_patches(self) -> int:
+        """Tokens of a row."""
+
+    @property
+    @abc.abstractmethod
+    def patch_values(self) -> int:
+        """Values of what becomes a token."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DiTConfig(TransformerConfig):
+    """A DiT over patches of square images, conditioned on a label."""
+
+    image_size: int
+    num_classes: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"model.patch_size={self.patch_size} does not divide the latents' side, "
+                f"{self.image_size}"
+            )
+
+    @property
+    def num_patches(self) -> int:
+        return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def patch_values(self) -> int:
+        return self.patch_size**2 * self.channels
 
 
 def layer_norm(x: jax.Array) -> jax.Array:
@@ -112,7 +140,7 @@ def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
 class Block(nnx.Module):
     """A DiT block: attention and MLP, each modulated and gated by the condition (adaLN)."""
 
-    def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
         width, heads = config.width, config.num_heads
         head_dim = width // heads
         xavier = nnx.initializers.xavier_uniform()
@@ -150,9 +178,9 @@ class Block(nnx.Module):
 class FinalLayer(nnx.Module):
     """Modulated norm and the projection to patches, zero at first."""
 
-    def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
         zeros = nnx.initializers.zeros_init()
-        outputs = config.patch_size**2 * config.channels * config.heads
+        outputs = config.patch_values * config.heads
         self.modulation = nnx.LinearGeneral(
             config.width, (2, config.width), kernel_init=zeros, rngs=rngs
         )
@@ -164,28 +192,48 @@ class FinalLayer(nnx.Module):
 
 
 class Network(nnx.Module):
-    """The modules of a DiT; `DiT` below is its functional face."""
+    """The modules of a DiT; `DiT` below is its functional face.
 
-    def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
+    What its tokens are made of and conditioned on stands in the first four methods.
+    """
+
+    def __init__(self, config: Any, *, rngs: nnx.Rngs):
         self.config = config
-        patch_channels = config.patch_size**2 * config.channels
         xavier = nnx.initializers.xavier_uniform()
-        self.patch_embed = nnx.Linear(patch_channels, config.width, kernel_init=xavier, rngs=rngs)
+        self.patch_embed = nnx.Linear(
+            config.patch_values, config.width, kernel_init=xavier, rngs=rngs
+        )
         self.time_embed = ScalarEmbedder(config.width, rngs=rngs)
         self.step_embed = ScalarEmbedder(config.width, rngs=rngs)
-        # One row more than classes: the last is the null label of classifier-free guidance.
-        self.label_embed = nnx.Embed(
-            config.num_classes + 1,
-            config.width,
-            embedding_init=nnx.initializers.normal(0.02),
-            rngs=rngs,
-        )
+        self.label_embed = self.label_embedder(rngs)
         self.blocks = self._stacked_blocks(rngs)
         self.final = FinalLayer(config, rngs=rngs)
         if config.conditions:
             self.condition_embed = nnx.Dict(
                 {name: ScalarEmbedder(config.width, rngs=rngs) for name in config.conditions}
             )
+
+    def label_embedder(self, rngs: nnx.Rngs) -> nnx.Module:
+        """Labels -> [B, width]."""
+        # One row more than classes: the last is the null label of classifier-free guidance.
+        return nnx.Embed(
+            self.config.num_classes + 1,
+            self.config.width,
+            embedding_init=nnx.initializers.normal(0.02),
+            rngs=rngs,
+        )
+
+    def to_tokens(self, x: jax.Array) -> jax.Array:
+        """x -> [B, N, patch_values]."""
+        return to_patches(x, self.config.patch_size)
+
+    def from_tokens(self, tokens: jax.Array) -> jax.Array:
+        """[B, N, patch_values * heads] -> like x, with `heads` times the channels."""
+        return from_patches(tokens, self.config.patch_size)
+
+    def positions(self) -> np.ndarray:
+        """[N, width], what tells the tokens apart."""
+        return sincos_2d(self.config.width, self.config.image_size // self.config.patch_size)
 
     def _stacked_blocks(self, rngs: nnx.Rngs) -> Block:
         @nnx.split_rngs(splits=self.config.depth)
@@ -206,8 +254,8 @@ class Network(nnx.Module):
         config = self.config
         dtype = jnp.dtype(config.dtype)
         x, t, d, labels, conditions = place_inputs((x, t, d, labels, conditions))
-        h = self.patch_embed(to_patches(x, config.patch_size).astype(dtype))
-        h = (h + sincos_2d(config.width, config.image_size // config.patch_size)).astype(dtype)
+        h = self.patch_embed(self.to_tokens(x).astype(dtype))
+        h = (h + self.positions()).astype(dtype)
 
         step = d if config.smooth_times else level_of(d, config.finest_level) * config.level_scale
         condition = (
@@ -232,7 +280,7 @@ class Network(nnx.Module):
         h = place_rows(h)
 
         out = self.final(h, condition).astype(jnp.float32)
-        return place_output(from_patches(out, config.patch_size))
+        return place_output(self.from_tokens(out))
 
 
 class DiT(Model):
@@ -258,7 +306,7 @@ class DiT(Model):
           t: [B] time in [0, 1]; 0 is noise and 1 is data.
           d: [B] step size in [0, 1]; below 2^-finest_level it counts as that.
           labels: [B] int, `null_label` for none.
-          conditions: [B] in [0, 1] for each name of `DiTConfig.conditions`.
+          conditions: [B] in [0, 1] for each name of `TransformerConfig.conditions`.
 
         Returns:
           [B, H, W, C] float32, C times as many channels as there are heads.

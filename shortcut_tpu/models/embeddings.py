@@ -44,14 +44,21 @@ def sincos_2d(width: int, side: int) -> np.ndarray:
     Returns:
       [side * side, width] float32.
     """
-    omega = 1.0 / 10_000.0 ** (np.arange(width // 4) / (width / 4.0))
-
-    def encode(coordinate: np.ndarray) -> np.ndarray:
-        angles = coordinate.reshape(-1, 1) * omega
-        return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
-
     row, column = np.meshgrid(np.arange(side), np.arange(side), indexing="ij")
-    return np.concatenate([encode(column), encode(row)], axis=1).astype(np.float32)
+    halves = [_sincos(coordinate, width // 2) for coordinate in (column, row)]
+    return np.concatenate(halves, axis=1).astype(np.float32)
+
+
+def sincos_1d(width: int, length: int) -> np.ndarray:
+    """The same for a sequence: [length, width] float32, width even."""
+    return _sincos(np.arange(length), width).astype(np.float32)
+
+
+def _sincos(coordinate: np.ndarray, channels: int) -> np.ndarray:
+    """Coordinates of any shape, n values -> [n, channels]: sines, then cosines."""
+    omega = 1.0 / 10_000.0 ** (np.arange(channels // 2) / (channels / 2.0))
+    angles = coordinate.reshape(-1, 1) * omega
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
 
 
 def level_of(step_size: jax.Array, finest_level: int) -> jax.Array:

@@ -22,12 +22,14 @@ class Model(abc.ABC):
     """Base of the networks that objectives train.
 
     Class attributes:
-      Config: dataclass of the shapes; it has `num_classes` and the compute dtype, `dtype`.
+      Config: dataclass of the shapes; it has the compute dtype, `dtype`.
       Network: the modules, made from (config, rngs=...).
+      data_keys: what `Config` takes of `config.data`.
     """
 
     Config: ClassVar[Any]
     Network: ClassVar[Any]
+    data_keys: ClassVar[tuple[str, ...]] = ("image_size", "channels", "num_classes")
 
     def __init__(self, config: Any):
         self.config = config
@@ -35,8 +37,8 @@ class Model(abc.ABC):
         self._graph, self._abstract = nnx.split(network)
 
     @property
-    def null_label(self) -> int:
-        """The label that stands for "no label"."""
+    def null_label(self) -> float:
+        """The label that stands for none; of an observation, each of its numbers."""
         return self.config.num_classes
 
     def init(self, key: jax.Array) -> Params:
@@ -62,4 +64,7 @@ class Model(abc.ABC):
         labels: jax.Array,
         **conditions: jax.Array,
     ) -> jax.Array:
-        """What the network makes of x [B, H, W, C] at times t [B] for steps of size d [B]."""
+        """What the network makes of x at times t [B] for steps of size d [B].
+
+        x is [B, H, W, C] with labels [B], or [B, horizon, A] with observations [B, O] for labels.
+        """

@@ -53,12 +53,12 @@ class Inputs:
       params: the parameters that are differentiated.
       emas: moving averages of the parameters by name, not differentiated; among them "teacher",
         whose weights rest, for objectives that need one.
-      x1: [B, H, W, C] float32 latents, the whole global batch.
-      x0: [B, H, W, C] float32, the noises that a teacher made x1 from; only where the records are
+      x1: [B, ...] float32 latents [H, W, C] or actions [horizon, A], the whole global batch.
+      x0: [B, ...] float32, the noises that a teacher made x1 from; only where the records are
         pairs.
       model: what `apply` belongs to, for objectives whose network has more parts than that.
-      labels: [B] int32.
-      null_label: the label that stands for none.
+      labels: [B] int32; or [B, O] float32, observations.
+      null_label: the label that stands for none; of an observation, each of its numbers.
       key: the step's random key; the same on every host.
       step: int32 scalar.
       num_steps: steps of the whole training, for what follows a schedule.
@@ -71,7 +71,7 @@ class Inputs:
     emas: dict[str, Params]
     x1: jax.Array
     labels: jax.Array
-    null_label: int
+    null_label: float
     key: jax.Array
     step: jax.Array
     num_steps: int
@@ -90,7 +90,7 @@ class Objective(abc.ABC):
       conditions: scalars that the network is told beside t, d and the label; each, [B] in [0, 1],
         is handed to the network by its name.
       heads: how many velocities the network puts out, see `Velocity`.
-      network: which of `models.NETWORKS` it trains.
+      network: which of `models.NETWORKS` it trains; the config's if empty.
       needs_teacher: whether `emas` must hold a teacher, a trained model that the parameters start
         from.
       needs_pairs: whether it trains on `data.pairs`, noises and what a teacher made of them.
@@ -105,7 +105,7 @@ class Objective(abc.ABC):
     group: ClassVar[str] = ""
     conditions: ClassVar[tuple[str, ...]] = ()
     heads: ClassVar[int] = 1
-    network: ClassVar[str] = "dit"
+    network: ClassVar[str] = ""
     needs_teacher: ClassVar[bool] = False
     needs_pairs: ClassVar[bool] = False
     one_step: ClassVar[bool] = False
@@ -153,14 +153,14 @@ class Objective(abc.ABC):
 
         Args:
           velocity: the network with its parameters.
-          x0: [B, H, W, C] noise.
-          labels: [B] int32.
+          x0: [B, ...] noise.
+          labels: [B] int32, or [B, O] observations.
           num_steps: evaluations of the network.
           keys: [B] random keys, each a function of the sample's number, for samplers that draw
             more noise than x0.
 
         Returns:
-          [B, H, W, C].
+          [B, ...] like x0.
         """
         return samplers.euler(velocity, x0, labels, num_steps, 1 / num_steps)
 
@@ -204,9 +204,15 @@ def along_rows(values: jax.Array, like: jax.Array) -> jax.Array:
     return values.reshape(values.shape + (1,) * (like.ndim - values.ndim))
 
 
-def drop_labels(key: jax.Array, labels: jax.Array, rate: float, null_label: int) -> jax.Array:
-    """Labels [B], each replaced by the null label with probability `rate`."""
-    return jnp.where(jax.random.bernoulli(key, rate, labels.shape), null_label, labels)
+def drop_labels(key: jax.Array, labels: jax.Array, rate: float, null_label: float) -> jax.Array:
+    """Labels [B] or [B, O], each row replaced by the null label with probability `rate`."""
+    drop = jax.random.bernoulli(key, rate, labels.shape[:1])
+    return jnp.where(along_rows(drop, labels), null_label, labels)
+
+
+def has_label(labels: jax.Array, null_label: float) -> jax.Array:
+    """[B], whether each of the labels [B] or [B, O] is another one than the null label."""
+    return jnp.any(labels != null_label, axis=tuple(range(1, labels.ndim)))
 
 
 def mean_square(error: jax.Array) -> jax.Array:

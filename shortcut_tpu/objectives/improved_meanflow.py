@@ -75,7 +75,8 @@ class ImprovedMeanFlow(base.Objective):
         out = inputs.apply(params, x2, t2, d2, labels2, guidance=told2)
         v_c, v_null = rows.detach(_head(out, 1), 1)
         v_g = v + base.along_rows(told, v) * (v_c - v_null)
-        return jnp.where(base.along_rows(labels != inputs.null_label, v), v_g, v), v_c
+        has_label = base.along_rows(base.has_label(labels, inputs.null_label), v)
+        return jnp.where(has_label, v_g, v), v_c
 
     def compound(
         self,

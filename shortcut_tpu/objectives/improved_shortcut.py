@@ -85,7 +85,7 @@ class ImprovedShortcut(base.Objective):
         finest = jnp.full_like(t, 1 / self.finest_steps)
         v_null = inputs.apply(params, xt, t, finest, null, guidance=jnp.zeros_like(told))
         w = base.along_rows(1 / (1 - told), v)
-        has_label = base.along_rows(labels != inputs.null_label, v)
+        has_label = base.along_rows(base.has_label(labels, inputs.null_label), v)
         return jax.lax.stop_gradient(jnp.where(has_label, w * v + (1 - w) * v_null, v))
 
     def bootstrap_targets(

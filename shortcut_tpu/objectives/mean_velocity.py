@@ -67,7 +67,7 @@ def guided_velocity(
         u = inputs.apply(params, x2, t2, d2, rows.append(labels, null, 1))
         u_label, u_null = rows.detach(u, 1)
         mixed = (1 - guidance - mix) * u_null + mix * u_label
-    has_label = base.along_rows(labels != inputs.null_label, v)
+    has_label = base.along_rows(base.has_label(labels, inputs.null_label), v)
     return jax.lax.stop_gradient(jnp.where(has_label, guidance * v + mixed, v))
 
 

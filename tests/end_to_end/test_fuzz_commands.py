@@ -12,6 +12,8 @@ FLAGS = {
         *("source", "autoencoder", "output", "shard_records", "flips", "preprocessing"),
         *("image_size", "labels", "max_rejected", "workers", "hosts", "host", "verify"),
     ),
+    "data_pipeline.demonstrate": ("task", "episodes", "seed"),
+    "shortcut_tpu.rollout": ("workdir", "steps", "episodes", "action_steps", "output", "ema"),
     "shortcut_tpu.train": ("config", "workdir", "config.batch_size", "config.mesh.fsdp"),
     "shortcut_tpu.evaluate": ("workdir", "steps", "num_samples", "json", "ema", "step"),
     "shortcut_tpu.sample": ("workdir", "steps", "labels", "output", "seed", "ema", "columns"),

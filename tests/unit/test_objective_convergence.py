@@ -96,7 +96,7 @@ class Affine:
 
 
 def network_of(objective: Objective) -> Any:
-    if objective.network == "dit":
+    if not objective.network:
         return Affine(objective.heads)
     return make_model(objective.network, OPTIONS, **SHAPES)
 

@@ -1,0 +1,42 @@
+"""A policy that pushes a block to a goal, learned from demonstrations: shortcut models on actions.
+
+./launch/local_pod.sh --config=pusht_toy
+"""
+
+from configs import common
+
+
+def get_config():
+    config = common.get_config()
+    config.batch_size = 256
+
+    config.data.path = "data/pusht_toy"
+    config.data.task = "pusht_toy"
+    config.data.horizon = 16
+    config.data.channels = 2
+    config.data.observation_size = 8
+    config.data.num_classes = 0
+
+    config.model.network = "policy"
+    config.model.patch_size = 16
+    config.model.width = 128
+    config.model.depth = 4
+    config.model.num_heads = 4
+    config.model.dtype = "float32"
+    config.model.unroll = 4
+
+    common.leave_out_guidance(config)
+    config.objective.shortcut.bootstrap_share = 0.5
+    config.emas.target = 0.9
+    config.emas.evaluation = 0.99
+
+    config.optimizer.learning_rate = 2e-3
+    config.optimizer.schedule = "cosine"
+    config.optimizer.warmup_steps = 250
+    config.optimizer.weight_decay = 0.01
+
+    config.train.num_steps = 3_000
+    config.checkpoint.every_steps = 1_000
+    # Policies have no distances; `python -m shortcut_tpu.rollout` scores them.
+    config.evaluation.every_steps = 0
+    return config

@@ -1,0 +1,114 @@
+"""A DiT over chunks of actions, conditioned on an observation: a diffusion policy.
+
+Source: "Diffusion Policy" (arXiv 2303.04137), whose transformer reads the observation by attention;
+here it modulates the blocks, as DiT's label does. A token is `patch_size` actions.
+
+Usage:
+  model = Policy(PolicyConfig(horizon=16, channels=2, observation_size=8, patch_size=4, ...))
+  v = model.apply(params, x, t, d, observations)          # [B, 16, 2] float32
+"""
+
+import dataclasses
+
+from flax import nnx
+import jax
+import numpy as np
+
+from shortcut_tpu.models import dit
+from shortcut_tpu.models.embeddings import sincos_1d
+from shortcut_tpu.models.model import Model, Params
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PolicyConfig(dit.TransformerConfig):
+    """A DiT's shapes and those of the data; `channels` are the numbers of an action.
+
+    Attributes:
+      horizon: actions of a chunk.
+      observation_size: numbers of an observation.
+    """
+
+    horizon: int
+    observation_size: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.horizon % self.patch_size:
+            raise ValueError(
+                f"model.patch_size={self.patch_size} does not divide data.horizon={self.horizon}"
+            )
+
+    @property
+    def num_patches(self) -> int:
+        return self.horizon // self.patch_size
+
+    @property
+    def patch_values(self) -> int:
+        return self.patch_size * self.channels
+
+
+class ObservationEmbedder(nnx.Module):
+    """An observation [B, O] -> [B, width]."""
+
+    def __init__(self, size: int, width: int, *, rngs: nnx.Rngs):
+        xavier = nnx.initializers.xavier_uniform()
+        self.enter = nnx.Linear(size, width, kernel_init=xavier, rngs=rngs)
+        self.hidden = nnx.Linear(width, width, kernel_init=xavier, rngs=rngs)
+        self.out = nnx.Linear(width, width, kernel_init=xavier, rngs=rngs)
+
+    def __call__(self, observation: jax.Array) -> jax.Array:
+        h = nnx.silu(self.enter(observation.astype(self.enter.kernel.dtype)))
+        return self.out(nnx.silu(self.hidden(h)))
+
+
+class Network(dit.Network):
+    """The modules of a policy."""
+
+    def label_embedder(self, rngs: nnx.Rngs) -> nnx.Module:
+        return ObservationEmbedder(self.config.observation_size, self.config.width, rngs=rngs)
+
+    def to_tokens(self, x: jax.Array) -> jax.Array:
+        return x.reshape(len(x), -1, self.config.patch_values)
+
+    def from_tokens(self, tokens: jax.Array) -> jax.Array:
+        return tokens.reshape(len(tokens), self.config.horizon, -1)
+
+    def positions(self) -> np.ndarray:
+        return sincos_1d(self.config.width, self.config.num_patches)
+
+
+class Policy(Model):
+    """The network as two pure functions, `init` and `apply`."""
+
+    Config = PolicyConfig
+    Network = Network
+    data_keys = ("horizon", "channels", "observation_size")
+
+    @property
+    def null_label(self) -> float:
+        """An observation of zeros stands for none."""
+        return 0.0
+
+    def apply(
+        self,
+        params: Params,
+        x: jax.Array,
+        t: jax.Array,
+        d: jax.Array,
+        labels: jax.Array,
+        **conditions: jax.Array,
+    ) -> jax.Array:
+        """The mean velocity s(x_t, t, d, o).
+
+        Args:
+          params: from `init`, any float dtype.
+          x: [B, horizon, A] chunks of actions at time t.
+          t: [B] time in [0, 1]; 0 is noise and 1 is data.
+          d: [B] step size in [0, 1]; below 2^-finest_level it counts as that.
+          labels: [B, O] observations, zeros for none.
+          conditions: [B] in [0, 1] for each name of `TransformerConfig.conditions`.
+
+        Returns:
+          [B, horizon, A] float32, as many times A numbers as there are heads.
+        """
+        return self.network(params)(x, t, d, labels, conditions)

@@ -1,0 +1,115 @@
+"""Lets a trained policy act: its success by number of sampling steps, and a picture of its ways.
+
+  python -m shortcut_tpu.rollout --workdir=runs/pusht_toy --steps=1,4,100 --episodes=200
+  python -m shortcut_tpu.rollout --workdir=runs/pusht_toy --output=ways.png --json=success.json
+
+Every step count starts in the same states with the same noises. The policy is the evaluation
+average of the newest checkpoint unless told otherwise.
+"""
+
+import io
+import math
+from typing import Any
+
+from absl import flags
+from etils import epath
+import jax
+import numpy as np
+from PIL import Image
+
+from data_pipeline.errors import UserError
+from shortcut_tpu import command, distributed
+from shortcut_tpu.evaluation.rollouts import FIRST_EPISODE, Outcome, Rollouts
+from shortcut_tpu.loading import load_run, require_steps
+from shortcut_tpu.observability.console import say
+from shortcut_tpu.observability.ways import ways_figure
+
+# Of the picture: so many starts, from each of which the policy acts so often.
+_STARTS, _REPEATS = 3, 8
+
+
+def define_flags() -> None:
+    flags.DEFINE_string("workdir", None, "Folder of the run.")
+    flags.DEFINE_string("steps", "1,4,100", "Step counts to sample at.")
+    flags.DEFINE_integer("episodes", 200, "Episodes a step count.", lower_bound=1)
+    flags.DEFINE_integer("action_steps", 8, "Actions done of each chunk.", lower_bound=1)
+    flags.DEFINE_string("output", None, "A .png for the ways from some starts, none by default.")
+    flags.DEFINE_integer("seed", None, "Of starts and noises; the run's by default.", lower_bound=0)
+    flags.DEFINE_integer("step", None, "Checkpoint to use; the newest by default.")
+    flags.DEFINE_string("ema", "evaluation", "Which average of the weights to use.")
+    command.define_json()
+
+
+def main() -> None:
+    values = flags.FLAGS
+    workdir = epath.Path(command.required("workdir", "the folder of the run that is the policy"))
+    steps = command.integers("steps")
+    distributed.initialize()
+    run = load_run(workdir, values.step, values.ema)
+    experiment = run.experiment
+    seed = experiment.config.seed if values.seed is None else values.seed
+    rollouts = Rollouts(experiment, seed=seed, action_steps=values.action_steps)
+    steps = require_steps(experiment.objective, steps)
+
+    episodes = FIRST_EPISODE + np.arange(values.episodes)
+    start = rollouts.task.start(seed, episodes)
+    outcomes = {n: rollouts(run.params, start, range(values.episodes), n) for n in steps}
+    say(
+        f"{workdir}: {experiment.objective.name}, step {run.step}, {values.episodes} episodes of "
+        f"{rollouts.task.name}, {values.action_steps} actions a chunk",
+        *table(outcomes),
+    )
+    if values.output:
+        shown = np.repeat(start[:_STARTS], _REPEATS, axis=0)
+        draws = values.episodes + np.arange(len(shown))
+        ways = {n: rollouts(run.params, shown, draws, n).states for n in steps}
+        if jax.process_index() == 0:
+            _save(epath.Path(values.output), ways_figure(ways, rollouts.task, _REPEATS))
+        say(f"ways: {values.output}")
+    if jax.process_index() == 0:
+        command.write_json(
+            {
+                "task": rollouts.task.name,
+                "objective": experiment.objective.name,
+                "step": run.step,
+                "ema": run.ema,
+                "seed": seed,
+                "episodes": values.episodes,
+                "action_steps": values.action_steps,
+                "scores": {str(n): _figures(outcome) for n, outcome in outcomes.items()},
+            }
+        )
+
+
+def _figures(outcome: Outcome) -> dict[str, Any]:
+    success = float(outcome.success.mean())
+    return {
+        "success": success,
+        "success_error": math.sqrt(success * (1 - success) / len(outcome.success)),
+        "distance": float(outcome.distance.mean()),
+        "actions": float(outcome.steps.mean()),
+    }
+
+
+def table(outcomes: dict[int, Outcome]) -> list[str]:
+    """Success with its standard error, mean distance at the end, mean actions, by steps."""
+    lines = [f"{'steps':>5}{'success':>16}{'distance':>10}{'actions':>9}"]
+    for n, outcome in outcomes.items():
+        figures = _figures(outcome)
+        success = f"{figures['success']:.3f} ± {figures['success_error']:.3f}"
+        lines.append(f"{n:>5}{success:>16}{figures['distance']:>10.3f}{figures['actions']:>9.1f}")
+    return lines
+
+
+def _save(path: epath.Path, picture: np.ndarray) -> None:
+    content = io.BytesIO()
+    Image.fromarray(picture).save(content, "png")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.getvalue())
+    except OSError as error:
+        raise UserError(f"--output={path}: {error.strerror or error}") from None
+
+
+if __name__ == "__main__":
+    command.run(main, define_flags)

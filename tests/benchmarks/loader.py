@@ -1,20 +1,15 @@
-"""Records a second of the loader beside the raw reads under it, for 16 KiB latents, in one run.
-
-Usage:
-    $ python tests/benchmarks/loader.py
-"""
+"""Records a second of the loader beside the raw reads under it, for latents of 16 KiB."""
 
 from collections.abc import Callable
 import dataclasses
 from pathlib import Path
-import tempfile
-import time
 
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 import numpy as np
 
 from data_pipeline import loader
 from data_pipeline.records import Field, Manifest, write_shard
+from tests.benchmarks.comparison import Bar, Comparison, Options, in_turns, seconds
 
 NUM_RECORDS = 20_000
 NUM_SHARDS = 4
@@ -76,30 +71,19 @@ def loaded_batches(folder: Path, num_threads: int) -> None:
     batches.close()
 
 
-def main() -> None:
-    """Takes turns between the two, so that what else the machine does meets both alike."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        manifest = make_folder(folder)
-        contenders: dict[str, Callable[[], None]] = {
-            "raw __getitems__": lambda: raw_reads(folder, manifest),
-            "loader, 1 thread": lambda: loaded_batches(folder, 1),
-            "loader, 2 threads": lambda: loaded_batches(folder, 2),
-        }
-        rates: dict[str, list[float]] = {label: [] for label in contenders}
-        for _ in range(ROUNDS):
-            for label, contender in contenders.items():
-                start = time.perf_counter()
-                contender()
-                rates[label].append(NUM_STEPS * BATCH_SIZE / (time.perf_counter() - start))
-    raw = np.median(rates["raw __getitems__"])
-    print(f"{'':20} {'records/s, median':>18} {'lowest':>9} {'highest':>9} {'over raw':>9}")
-    for label, found in rates.items():
-        median = np.median(found)
-        print(
-            f"{label:20} {median:18,.0f} {min(found):9,.0f} {max(found):9,.0f} {median / raw:9.2f}"
+def measure(options: Options) -> list[Comparison]:
+    manifest = make_folder(options.folder)
+
+    def rate(function: Callable[[], None]) -> float:
+        return NUM_STEPS * BATCH_SIZE / seconds(function)
+
+    found = []
+    for threads in (1, 2):
+        rates = in_turns(
+            lambda threads=threads: rate(lambda: loaded_batches(options.folder, threads)),
+            lambda: rate(lambda: raw_reads(options.folder, manifest)),
+            options.rounds,
         )
-
-
-if __name__ == "__main__":
-    main()
+        name = f"loader over raw __getitems__, threads: {threads}"
+        found.append(Comparison(name, "/s", *rates, Bar(low=0.8)))
+    return found

@@ -7,6 +7,7 @@ from pathlib import Path
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 import numpy as np
 
+from configs import common
 from data_pipeline import loader
 from data_pipeline.records import Field, Manifest, write_shard
 from tests.benchmarks.comparison import Bar, Comparison, Options, in_turns, seconds
@@ -56,8 +57,8 @@ def raw_reads(folder: Path, manifest: Manifest) -> None:
         source.__getitems__(rng.integers(0, NUM_RECORDS, BATCH_SIZE).tolist())
 
 
-def loaded_batches(folder: Path, num_threads: int) -> None:
-    """The loader, to decoded arrays."""
+def loaded_batches(folder: Path) -> None:
+    """The loader, to decoded arrays, with as many threads as a config has by default."""
     batches = loader.make_loader(
         folder,
         seed=0,
@@ -65,7 +66,7 @@ def loaded_batches(folder: Path, num_threads: int) -> None:
         rows=(0, BATCH_SIZE),
         start_step=0,
         num_steps=NUM_STEPS,
-        num_threads=num_threads,
+        num_threads=common.get_config().data.num_threads,
     )
     assert sum(len(batch["label"]) for batch in batches) == NUM_STEPS * BATCH_SIZE
     batches.close()
@@ -77,13 +78,9 @@ def measure(options: Options) -> list[Comparison]:
     def rate(function: Callable[[], None]) -> float:
         return NUM_STEPS * BATCH_SIZE / seconds(function)
 
-    found = []
-    for threads in (1, 2):
-        rates = in_turns(
-            lambda threads=threads: rate(lambda: loaded_batches(options.folder, threads)),
-            lambda: rate(lambda: raw_reads(options.folder, manifest)),
-            options.rounds,
-        )
-        name = f"loader over raw __getitems__, threads: {threads}"
-        found.append(Comparison(name, "/s", *rates, Bar(low=0.8)))
-    return found
+    rates = in_turns(
+        lambda: rate(lambda: loaded_batches(options.folder)),
+        lambda: rate(lambda: raw_reads(options.folder, manifest)),
+        options.rounds,
+    )
+    return [Comparison("loader over raw __getitems__", "/s", *rates, Bar(low=0.8))]

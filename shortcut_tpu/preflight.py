@@ -5,13 +5,14 @@
       --config.batch_size=2048 --config.mesh.fsdp=8
   python -m shortcut_tpu.preflight --config=imagenet256_xl --topology=v5e-256 --program=sample
   python -m shortcut_tpu.preflight --config=imagenet256_xl --topology=v5e-256 --search
-  python -m shortcut_tpu.preflight --all                             # every config on every pod
+  python -m shortcut_tpu.preflight --all --json=pods.json            # every config on every pod
   python -m shortcut_tpu.preflight --all --config=imagenet256_xl     # one config on every pod
 
 The TPU compiler of libtpu does the work on any Linux machine; no TPU is needed. The step, state and
 shardings are those that `shortcut_tpu.train` runs on that pod. Exits 1 where it does not fit. The
 figures are the compiler's and the chips' published peaks: nothing was run. With
---config.train.compile_cache=DIR the compiled step is kept where `train` looks for it.
+--config.train.compile_cache=DIR the compiled step is kept where `train` looks for it. --all takes a
+minute a row; stopped and started again with the same --json it goes on where it was.
 """
 
 import os
@@ -36,7 +37,7 @@ from data_pipeline.errors import UserError
 from shortcut_tpu import command, compile_cache
 from shortcut_tpu import config as config_lib
 from shortcut_tpu.compiled.analysis import PROGRAMS, analyse
-from shortcut_tpu.compiled.matrix import HEADER, PODS, markdown_row, matrix
+from shortcut_tpu.compiled.matrix import PODS, markdown, matrix, read_rows
 from shortcut_tpu.compiled.search import require_one, search
 from shortcut_tpu.topologies import Topology
 
@@ -58,7 +59,7 @@ def define_flags() -> None:
     flags.DEFINE_boolean(
         "all",
         False,
-        "A table of every config on every pod; --config or --topology leaves one. A long while.",
+        "A table of every config on every pod; --config or --topology leaves one. A minute a row.",
     )
     command.define_json()
 
@@ -114,6 +115,10 @@ def _collective_lines(entries: list[dict[str, Any]]) -> list[str]:
     ]
 
 
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
 def why_not(figures: dict[str, Any]) -> str:
     """Why a program does not fit."""
     return figures.get("reason") or (
@@ -135,7 +140,7 @@ def one(config: ConfigDict, topology: Topology) -> None:
 
 def largest(config: ConfigDict, topology: Topology) -> None:
     """Reports on the search for the largest batch and the least remat."""
-    found = search(config, topology, say=lambda line: print(line, file=sys.stderr, flush=True))
+    found = search(config, topology, say=_say)
     command.write_json(found)
     require_one(found)
     print(f"{'remat':8}{'batch':>8}{'a chip':>8}{'HBM, GiB':>10}{'MFU at most':>13}  bound by")
@@ -154,7 +159,7 @@ def largest(config: ConfigDict, topology: Topology) -> None:
 
 
 def table() -> None:
-    """Prints the matrix of configs and pods as it grows."""
+    """Prints the matrix of configs and pods; what --json holds of it already is not made again."""
     values = flags.FLAGS
     configs = (
         [(command.config_path().stem, values.config)]
@@ -162,11 +167,14 @@ def table() -> None:
         else [(name, config_lib.load(name)) for name in config_lib.names()]
     )
     pods = [values.topology] if values.topology else PODS
+    known = read_rows(values.json)
     rows = []
-    print(HEADER)
-    for row in matrix(configs, pods, values.program, values.steps):
+    for row in matrix(configs, pods, values.program, values.steps, known, _say):
         rows.append(row)
-        print(markdown_row(row), flush=True)
+        known.pop(row["key"], None)
+        # Whenever this ends, the next run finds what this one and those before it made.
+        command.write_json({"rows": [*rows, *known.values()]})
+    print(markdown(rows))
     command.write_json({"rows": rows})
 
 

@@ -100,6 +100,12 @@ class Candidate:
             return count_flops(self.function, *self.arguments)
         return self.experiment.model_flops(batch_fields(self.experiment.config))
 
+    @property
+    def batch_size(self) -> int:
+        """Rows, of the labels that both programs take."""
+        labels = self.arguments[1]["label"] if self.trains else self.arguments[-1]
+        return labels.shape[0]
+
     def passes(self) -> int:
         depth = self.experiment.config.model.depth
         return layer_passes(depth, self.function, *self.arguments)
@@ -115,7 +121,8 @@ def _sampler(experiment: Experiment, steps: int) -> tuple[Any, tuple[Any, ...]]:
     indices = jax.ShapeDtypeStruct((count,), "uint32", sharding=rows)
     labels = jax.ShapeDtypeStruct((count,), "int32", sharding=rows)
     params = experiment.abstract_state.emas["evaluation"]
-    return generator.program(steps), (params, indices, labels)
+    no_weights = None
+    return generator.program(steps), (params, no_weights, indices, labels)
 
 
 def analyse(
@@ -182,9 +189,7 @@ def _known_before(candidate: Candidate, program: str, steps: int) -> dict[str, A
         "topology": topology.name,
         "chips": topology.chips,
         "mesh": dict(experiment.mesh.shape),
-        "batch_size": candidate.arguments[1]["label"].shape[0]
-        if candidate.trains
-        else candidate.arguments[1].shape[0],
+        "batch_size": candidate.batch_size,
         "remat": experiment.config.model.remat,
         "hbm_capacity_bytes": topology.hbm_bytes,
         "hbm_bytes_by_kind": kinds,

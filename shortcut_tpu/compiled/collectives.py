@@ -13,6 +13,7 @@ import re
 
 import numpy as np
 
+from shortcut_tpu.compiled import transfers
 from shortcut_tpu.compiled.hlo import Array, Computation, Instruction, Program
 
 _OPS = (
@@ -28,7 +29,6 @@ _OPS = (
 _COMPUTE = {"fusion", "convolution", "dot", "custom-call", "while", "call", "conditional", "reduce"}
 # What several slices exchange over the data centre network, each device with its likes.
 DCN = "slices"
-_ASYNC_START, _ASYNC_DONE = "AsyncCollectiveStart", "AsyncCollectiveDone"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +78,7 @@ def collectives(program: Program, mesh_shape: Mapping[str, int]) -> list[Collect
       mesh_shape: sizes of the mesh axes within a slice.
     """
     found = []
+    begun = transfers.started(program)
     for name, times in program.sequential().items():
         computation = program.computations[name]
         seen: set[str] = set()
@@ -85,6 +86,8 @@ def collectives(program: Program, mesh_shape: Mapping[str, int]) -> list[Collect
             if instruction.op == "send":
                 found.append(_sent_to_other_slices(computation, index, times))
             for inner, fused_in in _collectives_in(program, instruction):
+                if fused_in is not None and transfers.carried_on(fused_in, begun):
+                    continue
                 channel = inner.attribute("channel_id")
                 # One transfer spread over several fusions carries its channel through all.
                 if fused_in is not None and channel is not None:
@@ -185,21 +188,14 @@ def _overlapped(
             if instruction.op in _COMPUTE:
                 return True
         return False
-    if fused_in is not None and _targets(fused_in, _ASYNC_START):
+    if fused_in is not None and transfers.targets(fused_in, transfers.START):
         for instruction in after:
             called = [program.computations[name] for name in instruction.called]
-            if any(_targets(inner, _ASYNC_DONE) for inner in called):
+            if any(transfers.targets(inner, transfers.DONE) for inner in called):
                 return False
             if instruction.op in _COMPUTE:
                 return True
     return False
-
-
-def _targets(computation: Computation, target: str) -> bool:
-    return any(
-        i.op == "custom-call" and f'custom_call_target="{target}"' in i.attributes
-        for i in computation.instructions
-    )
 
 
 def _where(instruction: Instruction) -> str:

@@ -8,10 +8,11 @@ Usage:
   bytes_moved = hbm_bytes(program)
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 import math
 import re
 
+from shortcut_tpu.compiled import transfers
 from shortcut_tpu.compiled.hlo import Array, Computation, Instruction, Program
 from shortcut_tpu.flops import Kernel
 
@@ -120,15 +121,18 @@ def hbm_bytes(program: Program) -> int:
     it may read a block again.
     """
     total = 0
+    begun = transfers.started(program)
     for name, times in program.sequential().items():
         computation = program.computations[name]
         for instruction in computation.instructions:
             if instruction.op not in _FREE and not instruction.op.endswith("-done"):
-                total += times * _traffic(program, computation, instruction)
+                total += times * _traffic(program, computation, instruction, begun)
     return total
 
 
-def _traffic(program: Program, computation: Computation, instruction: Instruction) -> int:
+def _traffic(
+    program: Program, computation: Computation, instruction: Instruction, begun: Set[str]
+) -> int:
     operands = [computation.by_name.get(name) for name in instruction.operands]
     read = [_bytes(operand.results) if operand else 0 for operand in operands]
     if instruction.op == "dynamic-slice":
@@ -146,27 +150,34 @@ def _traffic(program: Program, computation: Computation, instruction: Instructio
         for i in fused.instructions
         if i.op == "parameter"
     }
+    handed_on = transfers.carried_on(fused, begun)
     total = 0
     for number, size in enumerate(read):
         parameter = parameters.get(number)
-        total += size if parameter is None else min(size, _read_of(program, fused, parameter))
-    return total + _written_by(fused, instruction)
+        if parameter is not None:
+            size = min(size, _read_of(program, fused, parameter, handed_on))
+        total += size
+    return total + _written_by(fused, instruction, handed_on)
 
 
-def _read_of(program: Program, fused: Computation, parameter: Instruction) -> int:
+def _read_of(
+    program: Program, fused: Computation, parameter: Instruction, handed_on: Set[str]
+) -> int:
     total = 0
     for user in fused.users[parameter.name]:
+        if user.name in handed_on:
+            continue
         if user.op == "dynamic-slice":
             total += sum(a.bytes for a in user.results)
         elif user.op == "dynamic-update-slice" and user.operands[0] == parameter.name:
             continue
         elif user.op == "bitcast":
-            total += _read_of(program, fused, user)
+            total += _read_of(program, fused, user, handed_on)
         elif user.op == "fusion":
             inner = program.computations[user.called[0]]
             position = user.operands.index(parameter.name)
             total += next(
-                _read_of(program, inner, i)
+                _read_of(program, inner, i, handed_on)
                 for i in inner.instructions
                 if i.op == "parameter" and f"parameter({position})" in i.text
             )
@@ -175,8 +186,10 @@ def _read_of(program: Program, fused: Computation, parameter: Instruction) -> in
     return total
 
 
-def _written_by(fused: Computation, instruction: Instruction) -> int:
+def _written_by(fused: Computation, instruction: Instruction, handed_on: Set[str]) -> int:
     root = fused.root
+    if root.name in handed_on and root.op != "tuple":
+        return 0
     outputs = [fused.by_name[name] for name in root.operands] if root.op == "tuple" else [root]
     if len(outputs) != len(instruction.results):
         return _bytes(instruction.results)
@@ -184,6 +197,8 @@ def _written_by(fused: Computation, instruction: Instruction) -> int:
     for output, result in zip(outputs, instruction.results, strict=True):
         while output.op == "bitcast" and output.operands[0] in fused.by_name:
             output = fused.by_name[output.operands[0]]
+        if handed_on and (output.name in handed_on or output.op == "parameter"):
+            continue
         size = result.bytes if result.in_hbm else 0
         if output.op == "dynamic-update-slice":
             update = fused.by_name[output.operands[1]]

@@ -1,56 +1,158 @@
 """Configs and pods in one table, as preflight finds them.
 
 Usage:
-  for row in matrix(config_names, PODS, "train", 1):
-      print(markdown_row(row))
+  known = read_rows("pods.json")                         # of a run before, which may have died
+  rows = list(matrix(configs, PODS, "train", 1, known, say=print))
+  print(markdown(rows))
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+import functools
+import hashlib
+import importlib.metadata
+import json
+from pathlib import Path
+import time
 from typing import Any
 
 from ml_collections import ConfigDict
 
+import data_pipeline
 from data_pipeline.errors import UserError
-from shortcut_tpu.compiled.analysis import analyse
+import shortcut_tpu
+from shortcut_tpu.compiled.analysis import analyse, batch_fields, latent_scale
+from shortcut_tpu.compiled.search import Say
 from shortcut_tpu.topologies import Topology
 
+Row = dict[str, Any]
 PODS = ("v5e-256", "v6e-256", "v5p-128", "v4-64")
-HEADER = (
-    "| config | pod | batch | mesh (data, fsdp, stride, tensor) | HBM a chip, GiB "
-    "| moved, GiB | of what must | bound by | MFU at most |\n"
-    "|---|---|---|---|---|---|---|---|---|"
+HEAD = (
+    "config",
+    "pod",
+    "batch",
+    "data, fsdp, stride, tensor",
+    "HBM a chip, GiB",
+    "moved, of what must",
+    "at least, by",
+    "MFU at most",
 )
+_COMPILERS = ("jax", "jaxlib", "flax", "optax", "libtpu")
 _GIB = 2**30
 
 
 def matrix(
-    configs: Iterable[tuple[str, ConfigDict]], pods: Iterable[str], program: str, steps: int
-) -> Iterator[dict[str, Any]]:
-    """Figures of each config on each pod; `reason` says why one cannot run there."""
-    pods = tuple(pods)
-    for name, config in configs:
-        for pod in pods:
-            try:
-                figures = analyse(config, Topology.parse(pod), program, steps)
-            except UserError as error:
-                figures = {"topology": pod, "fits": False, "reason": str(error)}
-            yield {"config": name} | figures
+    configs: Sequence[tuple[str, ConfigDict]],
+    pods: Sequence[str],
+    program: str,
+    steps: int,
+    known: Mapping[str, Row],
+    say: Say,
+) -> Iterator[Row]:
+    """Figures of each config on each pod; `reason` says why one cannot run there.
+
+    Args:
+      configs: with their names.
+      pods: their names.
+      program: one of PROGRAMS.
+      steps: of the sampler.
+      known: rows of a run before by their `key`, which are not compiled again.
+      say: called with a line for each row.
+    """
+    total = len(configs) * len(pods)
+    for number, (name, config, pod) in enumerate(
+        ((name, config, pod) for name, config in configs for pod in pods), 1
+    ):
+        key = row_key(config, pod, program, steps)
+        started = time.monotonic()
+        row = known.get(key) or _row(config, pod, program, steps)
+        took = "known" if key in known else f"{time.monotonic() - started:.0f} s"
+        row = {**row, "config": name, "key": key}
+        say(f"{number}/{total} {name} on {pod}: {row.get('reason') or _memory(row)} ({took})")
+        yield row
 
 
-def markdown_row(row: dict[str, Any]) -> str:
-    """A row of the table whose head is HEADER."""
-    cells = [row["config"], row["topology"]]
+def _row(config: ConfigDict, pod: str, program: str, steps: int) -> Row:
+    try:
+        return analyse(config, Topology.parse(pod), program, steps)
+    except UserError as error:
+        return {"topology": pod, "fits": False, "reason": str(error)}
+
+
+def row_key(config: ConfigDict, pod: str, program: str, steps: int) -> str:
+    """A digest of all that a row's figures depend on, the code that makes them included."""
+    content = {
+        "config": config.to_dict(),
+        "fields": {
+            name: [str(part) for part in field] for name, field in batch_fields(config).items()
+        },
+        "scale": latent_scale(config),
+        "program": [pod, program, steps],
+        "made_by": _made_by(),
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+@functools.cache
+def _made_by() -> list[str]:
+    """Versions of the compilers, and a digest of this code."""
+    digest = hashlib.sha256()
+    for package in (shortcut_tpu, data_pipeline):
+        for path in sorted(Path(str(package.__file__)).parent.rglob("*.py")):
+            digest.update(path.read_bytes())
+    return [*map(_version, _COMPILERS), digest.hexdigest()]
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "absent"
+
+
+def read_rows(path: str | None) -> dict[str, Row]:
+    """Rows that an earlier run wrote into this file, by key; none where there are none."""
+    try:
+        rows = json.loads(Path(path or "").read_text())["rows"]
+        return {row["key"]: row for row in rows}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def markdown(rows: Iterable[Row]) -> str:
+    """The table, its columns aligned, and below it why some do not fit."""
+    lines, notes = [list(HEAD)], list[str]()
+    for row in rows:
+        cells = [row["config"], row["topology"], *_cells(row)]
+        if "reason" in row:
+            notes.append(f"{len(notes) + 1}: {row['config']} on {row['topology']}: {row['reason']}")
+            cells[4] = f"does not fit: {len(notes)}"
+        lines.append(cells)
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    lines.insert(1, ["-" * width for width in widths])
+    table = [
+        f"| {' | '.join(c.ljust(w) for c, w in zip(cells, widths, strict=True))} |"
+        for cells in lines
+    ]
+    return "\n".join([*table, *([""] if notes else []), *notes])
+
+
+def _cells(row: Row) -> list[str]:
+    """All but the first two."""
+    batch, mesh = str(row.get("batch_size", "")), row.get("mesh", {})
+    cells = [batch, ", ".join(str(size) for size in mesh.values())]
     if "hbm_bytes_per_chip" not in row:
-        return "| " + " | ".join([*cells, row["reason"]]) + " |" + " |" * 6
-    used, capacity = row["hbm_bytes_per_chip"] / _GIB, row["hbm_capacity_bytes"] / _GIB
+        return [*cells, "", "", "", ""]
     ratio = row["collective_bytes_ratio"]
-    cells += [
-        str(row["batch_size"]),
-        ", ".join(str(size) for size in row["mesh"].values()),
-        f"{used:.2f} of {capacity:g}" + ("" if row["fits"] else ": does not fit"),
-        f"{row['collective_bytes'] / _GIB:.2f}",
-        f"{ratio:.3f} x" if ratio else "-",
-        row["bound_by"].upper(),
+    moved = f"{row['collective_bytes'] / _GIB:.2f} GiB"
+    return [
+        *cells,
+        _memory(row),
+        f"{moved}, {ratio:.3f} x" if ratio else moved,
+        f"{1e3 * max(row['roofline_seconds'].values()):.3g} ms, {row['bound_by'].upper()}",
         f"{100 * row['mfu_bound']:.0f} %",
     ]
-    return "| " + " | ".join(cells) + " |"
+
+
+def _memory(row: Row) -> str:
+    used, capacity = row["hbm_bytes_per_chip"] / _GIB, row["hbm_capacity_bytes"] / _GIB
+    return f"{used:.2f} {'of' if row['fits'] else '>'} {capacity:g}"

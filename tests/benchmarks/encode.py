@@ -1,19 +1,16 @@
-"""Images a second of encode_latents beside its encoder alone, in one run.
+"""Images a second of encode_latents beside its encoder alone.
 
 The encoder alone has its pixels on the device already; encode_latents reads JPEG files of a
 folder, decodes and fits them in processes of their own, and writes shards. Its start and
 compilation are left out: the rate is taken from the first batch to the last.
-
-Usage:
-    $ python tests/benchmarks/encode.py --autoencoder=taef2:WEIGHTS --image_size=64
 """
 
-import argparse
 from collections.abc import Callable, Iterator
 import contextlib
+import itertools
 from pathlib import Path
-import tempfile
 import time
+from unittest import mock
 
 import jax
 import numpy as np
@@ -25,26 +22,27 @@ from data_pipeline.decoding import default_workers
 from data_pipeline.encoder import Encoder
 from data_pipeline.images import Preprocessing
 from data_pipeline.sources import open_source
+from tests.benchmarks.comparison import Bar, Comparison, Options, Skipped, in_turns
 
-ROUNDS = 5
 BATCHES = 4
+SIDE = 64
 
 
-def make_images(folder: Path, count: int, side: int) -> None:
+def make_images(folder: Path, count: int) -> None:
     """JPEG files half as large again as the pictures they become, as ImageNet's are."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     for index in range(count):
         coarse = rng.integers(0, 256, (12, 16, 3), np.uint8)
-        size = (2 * side, 3 * side // 2)
+        size = (2 * SIDE, 3 * SIDE // 2)
         Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(
             folder / f"{index:06d}.jpg", quality=90
         )
 
 
-def encoder_alone(autoencoder: Autoencoder, batch: int, side: int) -> Callable[[], float]:
+def encoder_alone(autoencoder: Autoencoder, batch: int) -> Callable[[], float]:
     """A function that measures it; compiled here."""
-    pixels = np.random.default_rng(0).integers(0, 256, (batch, side, side, 3), np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (batch, SIDE, SIDE, 3), np.uint8)
     on_device = jax.device_put(pixels)
     program = jax.jit(lambda images: autoencoder.encode(images.astype(np.float32) / 127.5 - 1))
     jax.block_until_ready(program(on_device))
@@ -58,9 +56,7 @@ def encoder_alone(autoencoder: Autoencoder, batch: int, side: int) -> Callable[[
     return measure
 
 
-def whole_command(
-    autoencoder: Autoencoder, images: Path, output: Path, side: int, workers: int
-) -> float:
+def whole_command(autoencoder: Autoencoder, images: Path, output: Path) -> float:
     """The rate at which batches were finished."""
     times: list[tuple[float, int]] = []
 
@@ -68,44 +64,29 @@ def whole_command(
     def clock(units: str, total: int) -> Iterator[Callable[[int], None]]:
         yield lambda done: times.append((time.perf_counter(), done))
 
-    encode_latents.progress_bar = clock
-    encode_latents.encode(
-        open_source(f"imagefolder:{images}"),
-        autoencoder,
-        output,
-        preprocessing=Preprocessing("adm", side),
-        workers=workers,
-    )
+    with mock.patch.object(encode_latents, "progress_bar", clock):
+        encode_latents.encode(
+            open_source(f"imagefolder:{images}"),
+            autoencoder,
+            output,
+            preprocessing=Preprocessing("adm", SIDE),
+            workers=default_workers(),
+        )
     return sum(done for _, done in times[1:]) / (times[-1][0] - times[0][0])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--autoencoder", required=True)
-    parser.add_argument("--image_size", type=int, default=256)
-    parser.add_argument("--workers", type=int, default=default_workers())
-    values = parser.parse_args()
-    autoencoder, side = load_autoencoder(values.autoencoder), values.image_size
-    batch = Encoder(autoencoder, (side, side, 3), flips=False).batch_size
-    alone: list[float] = []
-    whole: list[float] = []
-    with tempfile.TemporaryDirectory() as name:
-        make_images(Path(name) / "images", BATCHES * batch, side)
-        measure = encoder_alone(autoencoder, batch, side)
-        # In turns, so that what else the machine does meets both alike.
-        alone.append(measure())
-        for number in range(ROUNDS):
-            output = Path(name) / str(number)
-            images = Path(name) / "images"
-            whole.append(whole_command(autoencoder, images, output, side, values.workers))
-            alone.append(measure())
-    print(f"{'':16} {'images/s, median':>17} {'lowest':>8} {'highest':>8}")
-    for label, rates in (("encoder alone", alone), ("encode_latents", whole)):
-        print(f"{label:16} {np.median(rates):17.1f} {min(rates):8.1f} {max(rates):8.1f}")
-    # Each to the mean of those just before and after it.
-    ratios = [rate * 2 / (alone[i] + alone[i + 1]) for i, rate in enumerate(whole)]
-    print("ratios", " ".join(f"{ratio:.2f}" for ratio in ratios), f"median {np.median(ratios):.2f}")
-
-
-if __name__ == "__main__":
-    main()
+def measure(options: Options) -> list[Comparison]:
+    if options.autoencoder is None:
+        raise Skipped("give --autoencoder=NAME:WEIGHTS, such as taef2:WEIGHTS")
+    autoencoder = load_autoencoder(options.autoencoder)
+    batch = Encoder(autoencoder, (SIDE, SIDE, 3), flips=False).batch_size
+    images = options.folder / "images"
+    make_images(images, BATCHES * batch)
+    outputs = (options.folder / str(number) for number in itertools.count())
+    rates = in_turns(
+        lambda: whole_command(autoencoder, images, next(outputs)),
+        encoder_alone(autoencoder, batch),
+        options.rounds,
+    )
+    name = f"encode_latents over its encoder, {SIDE}x{SIDE}"
+    return [Comparison(name, "/s", *rates, Bar(low=0.9))]

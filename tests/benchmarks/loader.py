@@ -1,20 +1,16 @@
-"""Records a second of the loader beside the raw reads under it, for 16 KiB latents, in one run.
-
-Usage:
-    $ python tests/benchmarks/loader.py
-"""
+"""Records a second of the loader beside the raw reads under it, for latents of 16 KiB."""
 
 from collections.abc import Callable
 import dataclasses
 from pathlib import Path
-import tempfile
-import time
 
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 import numpy as np
 
+from configs import common
 from data_pipeline import loader
 from data_pipeline.records import Field, Manifest, write_shard
+from tests.benchmarks.comparison import Bar, Comparison, Options, in_turns, seconds
 
 NUM_RECORDS = 20_000
 NUM_SHARDS = 4
@@ -61,8 +57,8 @@ def raw_reads(folder: Path, manifest: Manifest) -> None:
         source.__getitems__(rng.integers(0, NUM_RECORDS, BATCH_SIZE).tolist())
 
 
-def loaded_batches(folder: Path, num_threads: int) -> None:
-    """The loader, to decoded arrays."""
+def loaded_batches(folder: Path) -> None:
+    """The loader, to decoded arrays, with as many threads as a config has by default."""
     batches = loader.make_loader(
         folder,
         seed=0,
@@ -70,36 +66,21 @@ def loaded_batches(folder: Path, num_threads: int) -> None:
         rows=(0, BATCH_SIZE),
         start_step=0,
         num_steps=NUM_STEPS,
-        num_threads=num_threads,
+        num_threads=common.get_config().data.num_threads,
     )
     assert sum(len(batch["label"]) for batch in batches) == NUM_STEPS * BATCH_SIZE
     batches.close()
 
 
-def main() -> None:
-    """Takes turns between the two, so that what else the machine does meets both alike."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        manifest = make_folder(folder)
-        contenders: dict[str, Callable[[], None]] = {
-            "raw __getitems__": lambda: raw_reads(folder, manifest),
-            "loader, 1 thread": lambda: loaded_batches(folder, 1),
-            "loader, 2 threads": lambda: loaded_batches(folder, 2),
-        }
-        rates: dict[str, list[float]] = {label: [] for label in contenders}
-        for _ in range(ROUNDS):
-            for label, contender in contenders.items():
-                start = time.perf_counter()
-                contender()
-                rates[label].append(NUM_STEPS * BATCH_SIZE / (time.perf_counter() - start))
-    raw = np.median(rates["raw __getitems__"])
-    print(f"{'':20} {'records/s, median':>18} {'lowest':>9} {'highest':>9} {'over raw':>9}")
-    for label, found in rates.items():
-        median = np.median(found)
-        print(
-            f"{label:20} {median:18,.0f} {min(found):9,.0f} {max(found):9,.0f} {median / raw:9.2f}"
-        )
+def measure(options: Options) -> list[Comparison]:
+    manifest = make_folder(options.folder)
 
+    def rate(function: Callable[[], None]) -> float:
+        return NUM_STEPS * BATCH_SIZE / seconds(function)
 
-if __name__ == "__main__":
-    main()
+    rates = in_turns(
+        lambda: rate(lambda: loaded_batches(options.folder)),
+        lambda: rate(lambda: raw_reads(options.folder, manifest)),
+        options.rounds,
+    )
+    return [Comparison("loader over raw __getitems__", "/s", *rates, Bar(low=0.8))]

@@ -173,6 +173,65 @@ def test_what_the_tpu_compiler_fuses_is_told_apart():
     ]
 
 
+SPREAD = """
+%start (p: bf16[8,4]) -> (bf16[8,4], bf16[8,16], u32[]) {
+  %p = bf16[8,4]{1,0} parameter(0)
+  %g.1 = bf16[8,16]{1,0} all-gather(%p), channel_id=7, replica_groups=[2,4]<=[8], dimensions={1}
+  ROOT %c = (bf16[8,4], bf16[8,16], u32[]) custom-call(%g.1), \
+custom_call_target="AsyncCollectiveStart"
+}
+%step (p: bf16[8,4], q: bf16[8,16], h: f32[8,8]) -> (f32[8,8], bf16[8,4], bf16[8,16]) {
+  %p = bf16[8,4]{1,0} parameter(0)
+  %q = bf16[8,16]{1,0} parameter(1)
+  %h = f32[8,8]{1,0} parameter(2)
+  %s = f32[8,8]{1,0} multiply(%h, %h)
+  %g.2 = bf16[8,16]{1,0} all-gather(%p), channel_id=7, replica_groups=[2,4]<=[8], dimensions={1}
+  ROOT %t = (f32[8,8], bf16[8,4], bf16[8,16]) tuple(%s, %p, %g.2)
+}
+%done (p: bf16[8,4], q: bf16[8,16]) -> bf16[8,16] {
+  %p = bf16[8,4]{1,0} parameter(0)
+  %q = bf16[8,16]{1,0} parameter(1)
+  %g.3 = bf16[8,16]{1,0} all-gather(%p), channel_id=7, replica_groups=[2,4]<=[8], dimensions={1}
+  ROOT %c = bf16[8,16]{1,0} custom-call(%p, %q, %g.3), custom_call_target="AsyncCollectiveDone"
+}
+%body (c: (f32[8,8], bf16[8,4], bf16[8,16])) -> (f32[8,8], bf16[8,4], bf16[8,16]) {
+  %c = (f32[8,8]{1,0}, bf16[8,4]{1,0}, bf16[8,16]{1,0}) parameter(0)
+  %h = f32[8,8]{1,0} get-tuple-element(%c), index=0
+  %p = bf16[8,4]{1,0} get-tuple-element(%c), index=1
+  %q = bf16[8,16]{1,0} get-tuple-element(%c), index=2
+  ROOT %f = (f32[8,8]{1,0}, bf16[8,4]{1,0}, bf16[8,16]{1,0}) fusion(%p, %q, %h), calls=%step
+}
+ENTRY %main (a: bf16[8,4], b: f32[8,8]) -> bf16[8,16] {
+  %a = bf16[8,4]{1,0} parameter(0)
+  %b = f32[8,8]{1,0} parameter(1)
+  %f.1 = (bf16[8,4]{1,0}, bf16[8,16]{1,0}, u32[]{:S(2)}) fusion(%a), calls=%start
+  %p.1 = bf16[8,4]{1,0} get-tuple-element(%f.1), index=0
+  %q.1 = bf16[8,16]{1,0} get-tuple-element(%f.1), index=1
+  %i = (f32[8,8]{1,0}, bf16[8,4]{1,0}, bf16[8,16]{1,0}) tuple(%b, %p.1, %q.1)
+  %w = (f32[8,8]{1,0}, bf16[8,4]{1,0}, bf16[8,16]{1,0}) while(%i), body=%body, \
+backend_config={"known_trip_count":{"n":"28"}}
+  %p.2 = bf16[8,4]{1,0} get-tuple-element(%w), index=1
+  %q.2 = bf16[8,16]{1,0} get-tuple-element(%w), index=2
+  ROOT %f.3 = bf16[8,16]{1,0} fusion(%p.2, %q.2), calls=%done
+}
+"""
+
+
+def test_a_transfer_that_a_loop_carries_on_is_one():
+    """The TPU compiler hides a gather behind all turns of a loop; only the products turn."""
+    spread = Program.parse(SPREAD)
+    [found] = collectives(spread, {"data": 2, "tensor": 4})
+    gathered, part, product = 8 * 16 * 2, 8 * 4 * 2, 8 * 8 * 4
+    assert (found.op, found.bytes, found.count, found.overlapped) == (
+        "all-gather",
+        gathered,
+        1,
+        True,
+    )
+    # The part is read and, as the start's result, handed on; the whole is written once.
+    assert hbm_bytes(spread) == 2 * part + gathered + 28 * 2 * product
+
+
 def test_batched_products_written_as_convolutions():
     """The TPU's attention: 4 heads side by side in a padded window, each met by its own kernel."""
     text = """

@@ -1,5 +1,6 @@
 """What preflight makes of the compiler's figures: limits, what must move, searches, tables."""
 
+import json
 import types
 
 import jax
@@ -11,6 +12,7 @@ from shortcut_tpu import config as config_lib
 from shortcut_tpu import partitioning
 from shortcut_tpu.compiled import matrix as matrix_lib
 from shortcut_tpu.compiled import search as search_lib
+from shortcut_tpu.compiled.analysis import Candidate
 from shortcut_tpu.compiled.collectives import DCN, Collective
 from shortcut_tpu.compiled.required import required_bytes
 from shortcut_tpu.compiled.roofline import Roofline, num_links
@@ -103,30 +105,84 @@ def test_search_where_nothing_fits(monkeypatch):
         search_lib.require_one(found)
 
 
-def test_the_table_says_why_a_row_is_missing(monkeypatch):
-    figures = {
-        "topology": "v5e-16",
-        "fits": True,
-        "batch_size": 64,
-        "mesh": dict.fromkeys(partitioning.AXES, 1),
-        "hbm_bytes_per_chip": 2**30,
-        "hbm_capacity_bytes": 2**34,
-        "collective_bytes": 2**29,
-        "collective_bytes_ratio": 1.01,
-        "bound_by": "mxu",
-        "mfu_bound": 0.5,
-    }
+FITS = {
+    "topology": "v5e-16",
+    "fits": True,
+    "batch_size": 64,
+    "mesh": dict.fromkeys(partitioning.AXES, 1),
+    "hbm_bytes_per_chip": 2**30,
+    "hbm_capacity_bytes": 2**34,
+    "collective_bytes": 2**29,
+    "collective_bytes_ratio": 1.01,
+    "roofline_seconds": {"mxu": 0.062, "hbm": 0.001},
+    "bound_by": "mxu",
+    "mfu_bound": 0.5,
+}
+
+
+def fill(configs, known, monkeypatch):
+    """The matrix of two pods, one of which refuses; and the configs that were compiled for it."""
+    compiled, said = [], []
 
     def analyse(config, topology, program, steps):
+        compiled.append((config.batch_size, topology.name))
         if topology.name == "v4-8":
             raise UserError("cannot be laid out")
-        return figures
+        return FITS
 
     monkeypatch.setattr(matrix_lib, "analyse", analyse)
-    rows = list(matrix_lib.matrix([("digits", None)], ["v5e-16", "v4-8"], "train", 1))
-    assert [matrix_lib.markdown_row(row) for row in rows] == [
-        "| digits | v5e-16 | 64 | 1, 1, 1, 1 | 1.00 of 16 | 0.50 | 1.010 x | MXU | 50 % |",
-        "| digits | v4-8 | cannot be laid out | | | | | | |",
+    pods = ["v5e-16", "v4-8"]
+    rows = list(matrix_lib.matrix(configs, pods, "train", 1, known, said.append))
+    assert len(said) == len(rows)
+    return rows, compiled
+
+
+def test_the_table_says_why_a_row_is_missing(monkeypatch, tiny_config):
+    rows, _ = fill([("digits", tiny_config)], {}, monkeypatch)
+    over = rows[0] | {"fits": False, "hbm_bytes_per_chip": 2**35}
+    head, rule, *lines, blank, note = matrix_lib.markdown([*rows, over]).splitlines()
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in (head, *lines)]
+    fits, refused, too_large = ("1.00 of 16", "does not fit: 1", "32.00 > 16")
+    rest = ["0.50 GiB, 1.010 x", "62 ms, MXU", "50 %"]
+    assert cells == [
+        list(matrix_lib.HEAD),
+        ["digits", "v5e-16", "64", "1, 1, 1, 1", fits, *rest],
+        ["digits", "v4-8", "", "", refused, "", "", ""],
+        ["digits", "v5e-16", "64", "1, 1, 1, 1", too_large, *rest],
     ]
-    cells = {matrix_lib.markdown_row(row).count("|") for row in rows}
-    assert cells == {matrix_lib.HEADER.splitlines()[0].count("|")}
+    assert note == "1: digits on v4-8: cannot be laid out"
+    assert blank == ""
+    # Its columns stand under each other.
+    assert len({len(line) for line in (head, rule, *lines)}) == 1
+
+
+def test_rows_of_a_run_before_are_not_compiled_again(monkeypatch, tmp_path, tiny_config):
+    path = tmp_path / "pods.json"
+    assert matrix_lib.read_rows(str(path)) == {}
+    rows, compiled = fill([("digits", tiny_config)], {}, monkeypatch)
+    assert compiled == [(32, "v5e-16"), (32, "v4-8")]
+
+    path.write_text(json.dumps({"rows": rows}))
+    known = matrix_lib.read_rows(str(path))
+    larger = tiny_config.copy_and_resolve_references()
+    with larger.unlocked():
+        larger.batch_size = 64
+    again, compiled = fill([("digits", tiny_config), ("larger", larger)], known, monkeypatch)
+    assert compiled == [(64, "v5e-16"), (64, "v4-8")]
+    assert again[:2] == rows
+    # The same figures under another name of the config.
+    assert fill([("other", tiny_config)], known, monkeypatch)[0][0]["config"] == "other"
+    # Another program of the same config is another row.
+    assert matrix_lib.row_key(tiny_config, "v5e-16", "sample", 1) not in known
+    path.write_text("[]")
+    assert matrix_lib.read_rows(str(path)) == {}
+
+
+@pytest.mark.parametrize(("program", "batch"), [("train", 32), ("sample", 40)])
+def test_a_candidate_s_arguments_are_those_of_its_program(tiny_config, devices, program, batch):
+    pod = types.SimpleNamespace(devices=lambda: devices[:4])
+    candidate = Candidate.make(tiny_config, pod, program, steps=2)
+    out = jax.eval_shape(candidate.function, *candidate.arguments)
+    assert candidate.batch_size == batch
+    if program == "sample":
+        assert out.shape == (batch, 8, 8, 1)

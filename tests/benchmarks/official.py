@@ -1,0 +1,133 @@
+"""Our shortcut step beside one made of the official repository's network and targets.
+
+Both have the official network in float32, the same batch, a share of 1/8 and one average of the
+weights. The official code is imported from a clone and nothing of it is kept; its step lives inside
+its main function, so what surrounds network and targets here is ours, and does the same.
+"""
+
+from collections.abc import Callable
+import contextlib
+import io
+from pathlib import Path
+import time
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+import optax
+
+from tests.benchmarks.comparison import Bar, Comparison, Options, Skipped, in_turns
+from tests.benchmarks.small import Run, random_batch, small_config
+
+SHARE = 0.125
+STEPS = 2
+
+
+def import_official(clone: Path) -> tuple[dict[str, ModuleType], type]:
+    """The modules of network and targets, and the class of the train state."""
+    from tests.golden import make_official_goldens
+
+    try:
+        modules = make_official_goldens.import_official(clone)
+        from utils.train_state import TrainStateEma
+    except ModuleNotFoundError as error:
+        raise Skipped(f"the official code of {clone} needs {error.name}") from None
+    return modules, TrainStateEma
+
+
+def official_step(clone: Path, config: ConfigDict) -> tuple[Any, Callable[[Any], Any]]:
+    """A fresh official state, and the jitted step on one batch."""
+    modules, train_state = import_official(clone)
+    model, optimizer = config.model, config.optimizer
+    network = modules["model"].DiT(
+        patch_size=model.patch_size,
+        hidden_size=model.width,
+        depth=model.depth,
+        num_heads=model.num_heads,
+        mlp_ratio=model.mlp_ratio,
+        out_channels=config.data.channels,
+        class_dropout_prob=config.objective.shortcut.label_dropout,
+        num_classes=config.data.num_classes,
+        dtype=jnp.float32,
+    )
+    flags = SimpleNamespace(
+        batch_size=config.batch_size,
+        dataset_name="imagenet256",
+        model={
+            "bootstrap_every": round(1 / SHARE),
+            "bootstrap_ema": 1,
+            "bootstrap_cfg": 0,
+            "bootstrap_dt_bias": 0,
+            "cfg_scale": 1.0,
+            "class_dropout_prob": config.objective.shortcut.label_dropout,
+            "denoise_timesteps": config.objective.shortcut.finest_steps,
+            "num_classes": config.data.num_classes,
+        },
+    )
+    adam = optax.adamw(
+        optimizer.learning_rate, optimizer.b1, optimizer.b2, weight_decay=optimizer.weight_decay
+    )
+    batch = random_batch(config)
+    images, labels = jnp.asarray(batch["mean"]), jnp.asarray(batch["label"])
+
+    def create() -> Any:
+        key = jax.random.PRNGKey(config.seed)
+        zeros = jnp.zeros(1)
+        params = network.init(key, images[:1], zeros, zeros, labels[:1])["params"]
+        return train_state.create(network, params, rng=key, tx=adam)
+
+    def step(state: Any) -> Any:
+        key, targets_key, dropout_key = jax.random.split(state.rng, 3)
+        xt, target, *conditions, _ = modules["targets_shortcut"].get_targets(
+            flags, targets_key, state, images, labels
+        )
+
+        def loss(params: Any) -> jax.Array:
+            rngs = {"dropout": dropout_key}
+            v = state.call_model(xt, *conditions, train=True, rngs=rngs, params=params)
+            return jnp.mean(jnp.square(v - target))
+
+        value, gradients = jax.value_and_grad(loss)(state.params)
+        updates, opt_state = adam.update(gradients, state.opt_state, state.params)
+        state = state.replace(
+            rng=key,
+            step=state.step + 1,
+            params=optax.apply_updates(state.params, updates),
+            opt_state=opt_state,
+        )
+        norms = [optax.global_norm(tree) for tree in (gradients, updates, state.params)]
+        return state.update_ema(config.emas.evaluation), (value, norms)
+
+    # The official network prints shapes whenever it is traced.
+    with contextlib.redirect_stdout(io.StringIO()):
+        state = jax.jit(create)()
+        compiled = jax.jit(step).lower(state).compile()
+    return state, compiled
+
+
+def measure(options: Options) -> list[Comparison]:
+    if options.official is None:
+        raise Skipped("give --official=CLONE of github.com/kvfrans/shortcut-models")
+    config = small_config().copy_and_resolve_references()
+    config.objective.shortcut.bootstrap_share = SHARE
+    run = Run(config, jax.devices()[:1])
+    state, compiled = official_step(options.official, config)
+
+    def official() -> float:
+        nonlocal state
+        started = time.perf_counter()
+        for _ in range(STEPS):
+            state, _ = compiled(state)
+        jax.block_until_ready(state)
+        return (time.perf_counter() - started) / STEPS
+
+    official()
+    ours, other = in_turns(lambda: run.seconds_a_step(STEPS), official, options.rounds)
+    flops = [program.cost_analysis()["flops"] for program in (run.compiled, compiled)]
+    name = "our step over the official one, k = 1/8"
+    return [
+        Comparison(f"{name}, FLOPs", "FLOPs", flops[:1], flops[1:], Bar(high=1.02)),
+        Comparison(f"{name}, time", "s", ours, other, Bar(high=1.05)),
+    ]

@@ -5,6 +5,8 @@ import os
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+# Compiling is most of what the tests do; those that run long programs ask for `well_compiled`.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax
 import pytest
@@ -47,11 +49,12 @@ def tiny_config(digits_path):
 
 
 @pytest.fixture
-def quickly_compiled():
-    """Most of the compiler's optimizations left out, for tests that compile more than they run."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
+def well_compiled(monkeypatch):
+    """All of the compiler's optimizations, for long programs and for what a TPU's compiler says."""
+    monkeypatch.delenv("JAX_DISABLE_MOST_OPTIMIZATIONS")
     jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture

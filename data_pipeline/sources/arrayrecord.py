@@ -25,6 +25,7 @@ from data_pipeline.sources.base import (
     reason,
 )
 from data_pipeline.sources.tf_example import parse_example
+from data_pipeline.whole_files import in_bucket
 
 _NAMES = "label.labels.txt"
 _IMAGES_IN_DIGEST = 256  # Evenly spread.
@@ -42,8 +43,10 @@ class ArrayRecordSource:
             unlabeled: whether labels are left alone, and all records are of one class.
 
         Raises:
-            UserError: a file is missing or damaged, or no record has a label.
+            UserError: a file is missing, damaged or in a bucket, or no record has a label.
         """
+        if in_bucket(pattern):
+            raise UserError(f"{pattern}: ArrayRecord reads from disks only; mount the bucket")
         self._unlabeled = unlabeled
         self._paths = [os.fspath(path) for path in expand(pattern)]
         self.name = f"arrayrecord:{pattern.rpartition('/')[2]}"

@@ -7,12 +7,14 @@ Usage:
 
 from collections.abc import Callable
 import hashlib
-from pathlib import Path
+import io
 import zipfile
 
+from etils import epath
 import numpy as np
 
 from data_pipeline.errors import UserError
+from data_pipeline.whole_files import failures
 
 
 class ArraySource:
@@ -74,12 +76,12 @@ def open_digits(path: str) -> ArraySource:
 def open_npz(path: str) -> ArraySource:
     """A numpy archive: `images` [N, H, W, C], uint8 or floats in [-1, 1], and `labels` [N]."""
     try:
-        # np.load leaves a file that it opened itself open where the archive is broken.
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+        content = io.BytesIO(epath.Path(path).read_bytes())
+        with np.load(content, allow_pickle=False) as archive:
             images, labels = archive["images"], archive["labels"]
     except KeyError as error:
         raise UserError(f"{path}: {error.args[0]}; it needs `images` and `labels`") from None
-    except (OSError, EOFError, ValueError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+    except failures(EOFError, ValueError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: not a readable npz archive: {error}") from None
     if images.ndim != 4 or not images.size:
         raise UserError(f"{path}: images has shape {images.shape}, it needs [N, H, W, C]")
@@ -98,7 +100,7 @@ def open_npz(path: str) -> ArraySource:
     else:
         raise UserError(f"{path}: images is {images.dtype}, it needs uint8 or floats in [-1, 1]")
     names = tuple(str(label) for label in range(int(labels.max()) + 1))
-    return ArraySource(f"npz:{Path(path).name}", images, labels, names, to_unit)
+    return ArraySource(f"npz:{epath.Path(path).name}", images, labels, names, to_unit)
 
 
 def _bytes_to_unit(pixels: np.ndarray) -> np.ndarray:

@@ -159,7 +159,7 @@ def test_operations_of_kernels_count():
 
 
 @pytest.mark.parametrize("objective", ["improved_meanflow", "alpha_flow"])
-def test_a_step_is_the_same_step(devices, objective, quickly_compiled):
+def test_a_step_is_the_same_step(devices, objective):
     """Of methods that differentiate in both modes, with rows and heads split over a mesh.
 
     Loss and gradients' norm to 1e-4: layers are scanned and recomputed, weights are random.

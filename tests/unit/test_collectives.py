@@ -11,8 +11,6 @@ from shortcut_tpu.compiled.collectives import collectives
 from shortcut_tpu.compiled.hlo import Program
 from shortcut_tpu.experiment import Experiment
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 
 def moved(compiled, mesh):
     """Bytes by operation, over all collectives of a compiled program."""

@@ -45,7 +45,6 @@ def test_products_count_as_often_as_the_loop_turns():
     assert executed_flops(compiled) == count_flops(jax.grad(network), weights, x)
 
 
-@pytest.mark.usefixtures("quickly_compiled")
 @pytest.mark.parametrize("method", ["flow_matching", "shortcut", "meanflow"])
 def test_an_unrolled_train_step_costs_what_the_shapes_say(method, devices):
     """The compiler's own count, where no loop hides anything from it, to 2 %.

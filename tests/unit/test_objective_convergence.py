@@ -20,6 +20,8 @@ from shortcut_tpu.objectives.base import along_rows
 from shortcut_tpu.train_state import update_emas
 from tests.unit.gaussian import NULL_LABEL, Gaussian
 
+pytestmark = pytest.mark.usefixtures("well_compiled")
+
 PROBLEM = Gaussian(mean=0.7, std=0.4)
 BATCH = 512
 STEPS = 1500

@@ -156,7 +156,6 @@ def test_tokens_must_make_up_a_chunk():
         make_policy(horizon=5)
 
 
-@pytest.mark.usefixtures("quickly_compiled")
 def test_a_policy_is_trained_resumed_and_rolled_out(config, tmp_path):
     train(config, tmp_path)
     run = load_run(tmp_path)

@@ -245,6 +245,11 @@ def test_array_records_that_are_no_examples(tmp_path):
         open_source(f"arrayrecord:{tmp_path / 'a.array_record'}").read_encoded(0, 5)
 
 
+def test_array_records_are_read_from_disks():
+    with pytest.raises(UserError, match="gs://bucket/train.*: .* mount the bucket"):
+        open_source("arrayrecord:gs://bucket/train*")
+
+
 def test_examples_are_those_of_tensorflow():
     """Bytes after the wire format that TensorFlow's own message writes (tag, length, payload)."""
     feature = b"\x0a\x03\x0a\x01x"  # bytes_list { value: "x" }

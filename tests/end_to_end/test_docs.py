@@ -12,6 +12,7 @@ import pytest
 from configs import common
 from shortcut_tpu import config as config_lib
 from tests.end_to_end.documented import (
+    COMMANDS,
     PAGES,
     ROOMS,
     ROOT,
@@ -175,6 +176,19 @@ def test_every_command_is_run_or_known_not_to_be():
     left = shown - ran
     assert [text for text in left if not any(word in text for word in NOT_RUN)] == []
     assert [word for word in NOT_RUN if not any(word in text for text in left)] == []
+
+
+@pytest.mark.parametrize("module", COMMANDS.values())
+def test_help_shows_an_example_and_every_flag_on_one_screen(run, module):
+    status, output = run(module, ["--help"])
+    assert status == 0
+    assert len(output.splitlines()) <= 45
+    examples = [Command("", text) for text in in_lines(output)]
+    assert module in [example.module for example in examples]
+    # Not only the flags of the module itself.
+    flags = {word.partition("=")[0] for example in examples for word in example.arguments}
+    assert ("--config" in flags) == ("  --config " in output)
+    assert "--verbosity" not in output
 
 
 @pytest.mark.parametrize("text", RUN)

@@ -275,8 +275,12 @@ def test_flags_keys_files_and_pages_that_a_page_names_exist(page):
         if re.fullmatch(rf"(?:{'|'.join(ROOMS)}|tests|docs)/[^ ]*", span):
             for name in _braces(span):
                 assert list(ROOT.glob(name)), span
-    for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
-        assert ((ROOT / page).parent / link).exists(), link
+    titles = {t.lower().replace(" ", "-") for t in re.findall(r"^#+ (.*)$", text, re.MULTILINE)}
+    for link in re.findall(r"\]\((?!https?:)([^)]+)\)", text):
+        if link.startswith("#"):
+            assert link[1:] in titles, link
+        else:
+            assert ((ROOT / page).parent / link).exists(), link
 
 
 def _flags():

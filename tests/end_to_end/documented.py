@@ -28,7 +28,7 @@ _SPAN = re.compile(r"`([^`]+)`")
 _COMMAND = re.compile(
     r"(?:\$ )?("
     r"(?:python -m [a-z_]+\.\w+|shortcut-[a-z-]+|(?:\./)?(?:launch|tests)/\w+\.sh|\.ci/run)(?: .*)?"
-    r"|(?:npm|pip|docker) .+"
+    r"|(?:npm|pip|docker|gcloud) .+"
     r")"
 )
 # The modules that `python -m` runs, by their short names.

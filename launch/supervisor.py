@@ -249,7 +249,11 @@ def _die_with_parent() -> list[str]:
 @exit_on_user_error
 def main(arguments: Sequence[str]) -> None:
     policy = Policy()
-    parser = argparse.ArgumentParser(usage="%(prog)s [options] -- PYTHON_ARGUMENTS")
+    parser = argparse.ArgumentParser(
+        usage="%(prog)s [options] -- PYTHON_ARGUMENTS",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--max_restarts", type=int, default=policy.max_restarts)
     parser.add_argument("--first_delay", type=float, default=policy.first_delay)
     parser.add_argument("--grace_seconds", type=float, default=policy.grace_seconds)

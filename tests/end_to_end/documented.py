@@ -28,15 +28,16 @@ _SPAN = re.compile(r"`([^`]+)`")
 _COMMAND = re.compile(
     r"(?:\$ )?("
     r"(?:python -m [a-z_]+\.\w+|shortcut-[a-z-]+|(?:\./)?(?:launch|tests)/\w+\.sh|\.ci/run)(?: .*)?"
-    r"|(?:npm|pip|docker) .+"
+    r"|(?:npm|pip|docker|gcloud) .+"
     r")"
 )
-_SHORT = {
+# The modules that `python -m` runs, by their short names.
+COMMANDS = {
     path.stem: f"{room}.{path.stem}"
     for room in ROOMS
     for path in (ROOT / room).glob("*.py")
-    if 'if __name__ == "__main__":' in path.read_text()
-}
+    if '\nif __name__ == "__main__":' in path.read_text()
+} | {"gke": "launch.gke"}
 _ANY_CONFIG = re.compile(r"--config=(?:\.\.\.|NAME|NAME_or_PATH|CONFIG)")
 
 
@@ -62,9 +63,9 @@ class Command:
             return rest[1]
         if first.startswith("shortcut-"):
             scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
-            return _SHORT[scripts[first].partition(":")[2]]
+            return COMMANDS[scripts[first].partition(":")[2]]
         name = Path(first).stem
-        return f"launch.{name}" if first.endswith(f"launch/{name}.sh") and name in _SHORT else ""
+        return f"launch.{name}" if first.endswith(f"launch/{name}.sh") and name in COMMANDS else ""
 
     @property
     def arguments(self) -> list[str]:
@@ -127,8 +128,8 @@ def in_page(text: str) -> Iterator[str]:
         yield from in_lines(block)
     for span in spans(text):
         name, _, rest = span.partition(" ")
-        if name in _SHORT and rest.startswith("--"):
-            yield f"python -m {_SHORT[name]} {rest}"
+        if name in COMMANDS and rest.startswith("--"):
+            yield f"python -m {COMMANDS[name]} {rest}"
         elif found := _COMMAND.fullmatch(span):
             yield found[1]
 

@@ -306,22 +306,3 @@ def test_mistakes_end_in_one_clear_line(job, module, arguments, message, tmp_pat
     assert "Traceback" not in done.stderr
     assert "starting again" not in done.stderr
     assert message in done.stderr.splitlines()[-1]
-
-
-@pytest.mark.parametrize(
-    "module",
-    [
-        f"shortcut_tpu.{name}"
-        for name in ("train", "evaluate", "sample", "convert", "preflight", "report")
-    ]
-    + ["launch.local_pod"],
-)
-def test_help_shows_an_example_on_one_screen(module):
-    done = command(module, "--help")
-    assert done.returncode == 0
-    assert (
-        "--config=digits" in done.stdout
-        or "--workdir=runs/digits" in done.stdout
-        or ("--config=imagenet256_xl" in done.stdout)
-    )
-    assert len(done.stdout.splitlines()) <= 45

@@ -12,6 +12,7 @@ import pytest
 from configs import common
 from shortcut_tpu import config as config_lib
 from tests.end_to_end.documented import (
+    COMMANDS,
     PAGES,
     ROOMS,
     ROOT,
@@ -58,13 +59,13 @@ NOT_RUN = {
     "shortcut_tpu.preflight": "compiles for minutes; test_preflight runs it",
     "shortcut_tpu.generate_pairs": "makes 50000 pairs; test_generate_pairs runs it small",
     "--workdir=": "needs a run of its own; test_commands has one",
-    "--autoencoder=NAME": "only shows a flag",
     "shortcut-": "names console scripts, which test_wheel runs",
     "tests/run.sh": "runs this",
     ".ci/run": "runs this",
     "setup_venv.sh": "installs",
     "pip": "installs; test_wheel does it",
     "npm": "fetches",
+    "gcloud": "needs a bucket",
 }
 SMALL = (
     "--config.batch_size=16",
@@ -132,7 +133,7 @@ def _exists_outside(command):
     name, *rest = command.words
     if name.endswith("setup_venv.sh"):
         return set(rest) <= set(PROJECT["optional-dependencies"])
-    return name in ("pip", "npm") or (ROOT / name).is_file()
+    return name in ("gcloud", "npm", "pip") or (ROOT / name).is_file()
 
 
 def test_every_command_has_the_flags_and_keys_that_it_is_shown_with(run):
@@ -177,6 +178,19 @@ def test_every_command_is_run_or_known_not_to_be():
     assert [word for word in NOT_RUN if not any(word in text for text in left)] == []
 
 
+@pytest.mark.parametrize("module", COMMANDS.values())
+def test_help_shows_an_example_and_every_flag_on_one_screen(run, module):
+    status, output = run(module, ["--help"])
+    assert status == 0
+    assert len(output.splitlines()) <= 45
+    examples = [Command("", text) for text in in_lines(output)]
+    assert module in [example.module for example in examples]
+    # Not only the flags of the module itself.
+    flags = {word.partition("=")[0] for example in examples for word in example.arguments}
+    assert ("--config" in flags) == ("  --config " in output)
+    assert "--verbosity" not in output
+
+
 @pytest.mark.parametrize("text", RUN)
 def test_a_cheap_command_runs(run, text):
     command = Command("", text)
@@ -214,7 +228,7 @@ def test_a_flat_folder_trains_without_classes_and_a_forgotten_key_is_named(folde
     override = "--config.data.num_classes=1"
     assert status == 1
     assert output.strip().endswith(f"the records are not of this config; give {override}")
-    more = (override, "--config.evaluation.every_steps=0")
+    more = (override, "--config.evaluation.every_steps=0", "--config.objective.name=flow_matching")
     status, output = run("shortcut_tpu.train", [*train, *SMALL, *more])
     assert status == 0, output
 
@@ -261,8 +275,12 @@ def test_flags_keys_files_and_pages_that_a_page_names_exist(page):
         if re.fullmatch(rf"(?:{'|'.join(ROOMS)}|tests|docs)/[^ ]*", span):
             for name in _braces(span):
                 assert list(ROOT.glob(name)), span
-    for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
-        assert ((ROOT / page).parent / link).exists(), link
+    titles = {t.lower().replace(" ", "-") for t in re.findall(r"^#+ (.*)$", text, re.MULTILINE)}
+    for link in re.findall(r"\]\((?!https?:)([^)]+)\)", text):
+        if link.startswith("#"):
+            assert link[1:] in titles, link
+        else:
+            assert ((ROOT / page).parent / link).exists(), link
 
 
 def _flags():

@@ -18,7 +18,9 @@ FLAGS = {
         *("source", "autoencoder", "output", "shard_records", "flips", "preprocessing"),
         *("image_size", "labels", "max_rejected", "workers", "hosts", "host", "verify"),
     ),
-    "shortcut_tpu.train": ("config", "workdir", "config.batch_size", "config.mesh.fsdp"),
+    "shortcut_tpu.train": (
+        *("config", "workdir", "config.batch_size", "config.mesh.fsdp", "profile_steps"),
+    ),
     "shortcut_tpu.evaluate": ("workdir", "steps", "num_samples", "json", "ema", "step"),
     "shortcut_tpu.sample": ("workdir", "steps", "labels", "output", "seed", "ema", "columns"),
     "shortcut_tpu.convert": ("from", "to", "weights", "workdir", "output", "steps", "config"),

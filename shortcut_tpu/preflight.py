@@ -11,7 +11,8 @@
 The TPU compiler of libtpu does the work on any Linux machine; no TPU is needed. The step, state and
 shardings are those that `shortcut_tpu.train` runs on that pod. Exits 1 where it does not fit. The
 figures are the compiler's and the chips' published peaks: nothing was run. With
---config.train.compile_cache=DIR the compiled step is kept where `train` looks for it.
+--config.train.compile_cache=DIR the compiled step is kept in the folder where `train` looks; no pod
+has tried yet whether it finds that one, and a pod that does not compiles as it would have.
 """
 
 import os

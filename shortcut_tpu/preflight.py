@@ -11,8 +11,9 @@
 The TPU compiler of libtpu does the work on any Linux machine; no TPU is needed. The step, state and
 shardings are those that `shortcut_tpu.train` runs on that pod. Exits 1 where it does not fit. The
 figures are the compiler's and the chips' published peaks: nothing was run. With
---config.train.compile_cache=DIR the compiled step is kept where `train` looks for it. --all takes a
-minute a row; stopped and started again with the same --json it goes on where it was.
+--config.train.compile_cache=DIR the compiled step is kept in the folder where `train` looks; no pod
+has tried yet whether it finds that one, and a pod that does not compiles as it would have. --all
+takes a minute a row; stopped and started again with the same --json it goes on where it was.
 """
 
 import os

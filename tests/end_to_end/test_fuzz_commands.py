@@ -14,7 +14,9 @@ FLAGS = {
     ),
     "data_pipeline.demonstrate": ("task", "episodes", "seed"),
     "shortcut_tpu.rollout": ("workdir", "steps", "episodes", "action_steps", "output", "ema"),
-    "shortcut_tpu.train": ("config", "workdir", "config.batch_size", "config.mesh.fsdp"),
+    "shortcut_tpu.train": (
+        *("config", "workdir", "config.batch_size", "config.mesh.fsdp", "profile_steps"),
+    ),
     "shortcut_tpu.evaluate": ("workdir", "steps", "num_samples", "json", "ema", "step"),
     "shortcut_tpu.sample": ("workdir", "steps", "labels", "output", "seed", "ema", "columns"),
     "shortcut_tpu.convert": ("from", "to", "weights", "workdir", "output", "steps", "config"),

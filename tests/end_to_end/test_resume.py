@@ -7,12 +7,15 @@ import subprocess
 import sys
 import time
 
+from etils import epath
 import jax
 import numpy as np
 
 from shortcut_tpu import config as config_lib
 from shortcut_tpu.checkpoints import Checkpoints
 from shortcut_tpu.experiment import Experiment
+from shortcut_tpu.observability import goodput
+from shortcut_tpu.observability.clock import STEP
 from tests.multihost import pods
 
 OVERRIDES = (
@@ -95,3 +98,11 @@ def test_killed_and_resumed_run_is_bit_identical(digits_path, tmp_path):
     assert again.returncode == 0, errors
     assert "nothing to train" in output
     assert json.loads((tmp_path / "broken" / "config.json").read_text())["batch_size"] == 32
+
+    # The time of both starts that trained is accounted for.
+    assert "goodput " in resumed_output.splitlines()[-1]
+    killed, finished = goodput.recorded(epath.Path(tmp_path / "broken"))
+    resumed_from = int(resumed_output.partition("resumed from step ")[2].split()[0])
+    assert (killed.first_step, finished.first_step, finished.step) == (0, resumed_from, 200)
+    assert killed.until < finished.began
+    assert goodput.by_kind([killed, finished])[STEP] > 0

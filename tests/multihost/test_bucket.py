@@ -4,11 +4,13 @@ import os
 import subprocess
 import sys
 
+from etils import epath
 import pytest
 
 from data_pipeline.autoencoders import load_autoencoder
 from data_pipeline.encode_latents import encode
 from data_pipeline.sources import open_source
+from shortcut_tpu.observability.goodput import recorded
 from tests.launch.fake_bucket import FakeBucket
 from tests.multihost import pods
 
@@ -20,7 +22,10 @@ def test_a_save_that_the_bucket_refuses_costs_only_itself(tmp_path, lab):
     bucket.upload(lab.data, "gs://bucket/digits")
     bucket.fails = lambda method, path: 403 if method == "POST" and "checkpoints%2F8" in path else 0
     arguments = pods.train_arguments(
-        workdir, "gs://bucket/digits", f"--config.data.stage={tmp_path / 'stage'}"
+        workdir,
+        "gs://bucket/digits",
+        f"--config.data.stage={tmp_path / 'stage'}",
+        "--profile_steps=5:7",
     )
     environment, log = lab.environment() | bucket.environment(), tmp_path / "log"
     with bucket.serving():
@@ -32,6 +37,8 @@ def test_a_save_that_the_bucket_refuses_costs_only_itself(tmp_path, lab):
         assert pods.checkpoint_steps(here) == [4, 12, 16]
         failures = pods.logged(here, "perf/checkpoint_failures")
         assert [failures[step] for step in (8, 16)] == [{0}, {1}]
+        assert [start.step for start in recorded(epath.Path(here))] == [16]
+        assert (here / "profile/plugins/profile/steps_5_7/host_0.xplane.pb").stat().st_size > 0
 
         # It goes on from there: a copy of the records is not made again.
         bucket.requests.clear()

@@ -139,7 +139,7 @@ def _train(
             scalars["perf/input_wait"] = batches.pop_wait() / seconds
             scalars["perf/checkpoint_block_seconds"] = save_seconds
             scalars["perf/checkpoint_failures"] = checkpoints.failures
-            scalars["data/corrupt_records"] = len(corrupt)
+            scalars["train/corrupt_records"] = len(corrupt)
             writer.write_scalars(step, scalars)
             say(progress_line(step, num_steps, scalars, per_step))
             save_seconds, interval_start, interval_step = 0.0, time.monotonic(), step

@@ -169,9 +169,7 @@ def _train(
     if preempted:
         say(f"asked to end: saved step {step} after {took}; started again it goes on from there")
     else:
-        counts = experiment.objective.step_counts((1, 4, 128))
-        evaluates = config.evaluation.every_steps > 0
-        say(f"trained to step {step} in {took}", *where_things_are(workdir, counts, evaluates))
+        say(f"trained to step {step} in {took}")
     return state
 
 
@@ -222,7 +220,9 @@ def main() -> None:
     workdir = epath.Path(command.required("workdir", "the folder that will hold the run"))
     distributed.initialize()
     compile_cache.enable(config.train.compile_cache)
-    train(config, workdir, flags.FLAGS.allow_config_change)
+    state = train(config, workdir, flags.FLAGS.allow_config_change)
+    if state.step >= config.train.num_steps:
+        say(*where_things_are(workdir))
     if still_waiting():
         distributed.end_now()
 

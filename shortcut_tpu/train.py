@@ -221,7 +221,7 @@ def main() -> None:
     distributed.initialize()
     compile_cache.enable(config.train.compile_cache)
     state = train(config, workdir, flags.FLAGS.allow_config_change)
-    if state.step >= config.train.num_steps:
+    if int(state.step) >= config.train.num_steps:
         say(*where_things_are(workdir))
     if still_waiting():
         distributed.end_now()

@@ -38,6 +38,8 @@ def progress_line(
         f"{metrics['perf/images_per_second']:.0f} img/s",
         f"left {duration((num_steps - step) * seconds_per_step)}",
     ]
+    if "perf/mfu" in metrics:
+        parts.insert(-1, f"MFU {metrics['perf/mfu']:.0%}")
     if (wait := metrics["perf/input_wait"]) >= _WORTH_A_WORD:
         parts.append(f"input wait {wait:.0%}")
     if skipped := metrics["train/skipped"]:

@@ -31,6 +31,7 @@ def test_a_line_fits_a_narrow_terminal_and_names_only_trouble():
     assert line == (
         "step 1200/5000  24%  loss 0.2130  grad 0.280  38.1 ms/step  3368 img/s  left 0:02:25"
     )
+    assert "img/s  MFU 42%  left" in progress_line(9, 10, METRICS | {"perf/mfu": 0.42}, 1)
     trouble = METRICS | {"perf/input_wait": 0.25, "train/skipped": 3.0}
     assert progress_line(1200, 5000, trouble, 12.5).endswith(
         "12500 ms/step  3368 img/s  left 13:11:40  input wait 25%  3 updates left out"

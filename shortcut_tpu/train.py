@@ -165,7 +165,7 @@ def _train(
             goodput.record(step, clock.read().wall)
             scalars["perf/goodput"] = goodput.share()
             scalars["perf/checkpoint_failures"] = checkpoints.failures
-            scalars["data/corrupt_records"] = len(corrupt)
+            scalars["train/corrupt_records"] = len(corrupt)
             writer.write_scalars(step, scalars)
             say(progress_line(step, num_steps, scalars, scalars["perf/step_seconds"]))
 
@@ -197,9 +197,7 @@ def _train(
     if preempted:
         say(f"asked to end: saved step {step} after {took}; started again it goes on from there")
     else:
-        counts = experiment.objective.step_counts((1, 4, 128))
-        evaluates = config.evaluation.every_steps > 0
-        say(f"trained to step {step} in {took}", *where_things_are(workdir, counts, evaluates))
+        say(f"trained to step {step} in {took}")
     return state
 
 
@@ -263,7 +261,9 @@ def main() -> None:
     compile_cache.enable(config.train.compile_cache)
     if jax.process_index() != 0 and not values.profile_all_hosts:
         profile = None
-    train(config, workdir, values.allow_config_change, profile)
+    state = train(config, workdir, values.allow_config_change, profile)
+    if int(state.step) >= config.train.num_steps:
+        say(*where_things_are(workdir))
     if still_waiting():
         distributed.end_now()
 

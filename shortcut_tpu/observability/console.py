@@ -1,6 +1,6 @@
 """The console of a run: one line a log interval, readable over ssh."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 import datetime
 
 from etils import epath
@@ -38,6 +38,8 @@ def progress_line(
         f"{metrics['perf/images_per_second']:.0f} img/s",
         f"left {duration((num_steps - step) * seconds_per_step)}",
     ]
+    if "perf/mfu" in metrics:
+        parts.insert(-1, f"MFU {metrics['perf/mfu']:.0%}")
     if (wait := metrics["perf/input_wait"]) >= _WORTH_A_WORD:
         parts.append(f"input wait {wait:.0%}")
     if skipped := metrics["train/skipped"]:
@@ -45,21 +47,16 @@ def progress_line(
     return "  ".join(parts)
 
 
-def where_things_are(workdir: epath.Path, step_counts: Sequence[int], evaluated: bool) -> list[str]:
-    """Lines that say what a run has left, and the commands that show it.
-
-    Args:
-      step_counts: numbers of sampling steps that the run can be judged at.
-      evaluated: whether it scored itself while it trained.
-    """
-    steps = ",".join(map(str, step_counts))
+def where_things_are(workdir: epath.Path) -> list[str]:
+    """Lines that say what a run has left, and the commands that show it."""
+    evaluations = workdir / "evaluations"
     module = "python -m shortcut_tpu"
     lines = {
         "checkpoints": workdir / "checkpoints",
-        "distances": workdir / "evaluations" if evaluated else "",
+        "distances": evaluations if evaluations.exists() else "",
         "curves, sheets": f"tensorboard --logdir={workdir}",
         "report": f"{module}.report --workdir={workdir}",
-        "samples": f"{module}.sample --workdir={workdir} --steps={steps} --output=samples.png",
-        "scores": f"{module}.evaluate --workdir={workdir} --steps={steps}",
+        "samples": f"{module}.sample --workdir={workdir} --output=samples.png",
+        "scores": f"{module}.evaluate --workdir={workdir}",
     }
     return [f"{name:<15} {what}" for name, what in lines.items() if what]

@@ -13,7 +13,7 @@ from shortcut_tpu.observability.charts import Line, chart
 from shortcut_tpu.observability.dashboard import CHARTS
 from shortcut_tpu.observability.summary import DISTANCE, Summary
 
-_SECTIONS = {"train": "Training", "perf": "Performance", "data": "Data", "eval": "Evaluation"}
+_SECTIONS = {"train": "Training", "perf": "Performance", "eval": "Evaluation"}
 _LEVELS = re.compile(r"train/loss_level_\d+")
 
 

@@ -75,7 +75,7 @@ th { color: var(--soft); font-weight: 500; }
 .sheets > div { min-width: 0; }
 figure { margin: 0; min-width: 0; }
 figcaption { font-size: 14px; font-weight: 500; margin-bottom: 2px; overflow-wrap: anywhere; }
-figcaption .key { font-weight: 400; margin-right: 10px; white-space: nowrap; }
+figcaption .key { display: inline-block; max-width: 100%; font-weight: 400; margin-right: 10px; }
 figure > svg { width: 100%; height: auto; display: block; }
 img { max-width: 100%; height: auto; display: block; }
 svg text { fill: var(--soft); font: 11px system-ui, sans-serif; }

@@ -59,10 +59,13 @@ def _names(names: Sequence[str], height: int) -> np.ndarray:
 
 
 def _visible(images: np.ndarray) -> np.ndarray:
-    """Images [N, H, W, C] in colour, enlarged by a whole factor where they are tiny."""
+    """Images [N, H, W, C] as [N, H', W', 3], enlarged by a whole factor where they are tiny.
+
+    Of latents that stand for pixels, the first three channels.
+    """
     factor = math.ceil(_SMALLEST_TILE / images.shape[1])
     images = images.repeat(factor, axis=1).repeat(factor, axis=2)
-    return images.repeat(3, axis=-1) if images.shape[-1] == 1 else images
+    return images[..., :3] if images.shape[-1] >= 3 else images[..., :1].repeat(3, axis=-1)
 
 
 def distance_figure(metric: str, distances: Mapping[int, float]) -> np.ndarray:

@@ -34,7 +34,7 @@ _FLAGS = (
     "--disable-dev-shm-usage",
 )
 _PORT_LINE = "started successfully on port "
-_SECONDS = 60
+_SECONDS = 120
 
 
 def missing() -> str:
@@ -55,7 +55,7 @@ def wait_for(condition: Callable[[], Any], what: str, seconds: float = _SECONDS)
         found = condition()
         if found:
             return found
-        time.sleep(0.05)
+        time.sleep(0.2)
     raise TimeoutError(f"no {what} within {seconds:g} s")
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from PIL import Image
 import pytest
 
 from launch.local_pod import host_environment
+from shortcut_tpu.observability.dashboard import charts
 
 TINY = (
     "--config.batch_size=32",
@@ -99,15 +101,26 @@ def test_tensorboard_has_curves_samples_and_the_config(job):
         "train/loss_flow",
         "train/loss_bootstrap",
         "train/loss_level_0",
+        "train/update_norm",
+        "train/ema_distance_target",
+        "train/learning_rate",
         "perf/images_per_second",
         "perf/input_wait",
         "eval/fd_pixel@1",
         "eval/fd_pixel@2",
         "eval/fd_pixel_over_steps",
         "samples/1_steps",
+        "samples/same_noises",
         "config",
+        "parameters",
+        "_hparams_/session_start_info",
+        "custom_scalars__config__",
     }
     assert expected <= tags
+    # No chart of the custom scalars is empty.
+    for _, found in charts("fd_pixel"):
+        for title, pattern in found.items():
+            assert any(re.fullmatch(pattern, tag) for tag in tags), title
 
 
 def test_evaluate_scores_the_checkpoint_that_is_asked_for(job, tmp_path):
@@ -166,9 +179,9 @@ def test_report_has_what_the_run_logged(job, tmp_path):
     done = command("shortcut_tpu.report", f"--workdir={folder / 'run'}", f"--output={output}")
     assert done.returncode == 0, done.stderr
     text = output.read_text()
-    for tag in ("fd_pixel@1 while training", "train/loss_level_0", "perf/input_wait", "20 of 20"):
+    for tag in ("fd_pixel@1 while training", "loss_level_0", "perf/input_wait", "20 of 20"):
         assert tag in text
-    assert text.count("data:image/png;base64,") == 2
+    assert text.count("data:image/png;base64,") == 3
     assert json.loads((folder / "run" / "environment.jsonl").read_text())["processes"] == 2
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 from html.parser import HTMLParser
 import io
+import json
 import math
 import re
 
@@ -12,13 +13,18 @@ from PIL import Image
 import pytest
 
 from data_pipeline.errors import UserError
+from shortcut_tpu import config as config_lib
 from shortcut_tpu.observability import environment
 from shortcut_tpu.observability.charts import Line, chart, short
+from shortcut_tpu.observability.curves import curves
+from shortcut_tpu.observability.elements import NONE
 from shortcut_tpu.observability.events import Record, read_events
-from shortcut_tpu.observability.page import Summary, page
+from shortcut_tpu.observability.page import page
+from shortcut_tpu.observability.summary import SCORES, Score, Summary, read_summary
 from shortcut_tpu.observability.writers import make_writer
 from shortcut_tpu.report import names
 
+PARAMS = {"blocks": {"kernel": np.zeros((2, 3))}}
 # Elements that have no end.
 VOID = {"meta", "img", "br"}
 
@@ -68,7 +74,21 @@ def runs(tiny_config):
         config=tiny_config,
         step=20,
         record=Record(scalars, images),
-        starts=[{"step": 0, "time": "2026-01-01", "device_kind": "TPU v5e", "jax": "0.10"}],
+        starts=[
+            {
+                "step": 0,
+                "time": "2026-01-01T02:03:04+00:00",
+                "device_kind": "TPU v5e",
+                "jax": "0.10",
+            },
+            {
+                "step": 9,
+                "time": "2026-01-02T02:03:04+00:00",
+                "device_kind": "TPU v5e",
+                "jax": "0.11",
+            },
+        ],
+        score=Score("fd_pixel", step=20, num_samples=500, distances={1: 3.5, 128: 1.25}),
     )
     other = tiny_config.copy_and_resolve_references()
     with other.unlocked():
@@ -79,14 +99,15 @@ def runs(tiny_config):
         config=other,
         record=Record({"train/loss": {10: 3.0}, "train/extra": {}}, {}),
         starts=[],
+        score=None,
     )
     return first, second
 
 
-def test_events_are_those_that_were_written(tmp_path):
+def test_events_are_those_that_were_written(tmp_path, tiny_config):
     """By clu, over two starts: the later value of a step counts; what is not finite is left out."""
     for loss in (3.0, 2.0):
-        writer = make_writer(epath.Path(tmp_path), {"a": 1})
+        writer = make_writer(epath.Path(tmp_path), tiny_config, PARAMS)
         writer.write_scalars(5, {"train/loss": loss, "train/nan": math.nan})
         writer.write_images(5, {"samples/1_steps": np.full((1, 6, 4, 3), loss / 4)})
         writer.close()
@@ -119,7 +140,7 @@ def test_a_report_needs_nothing_else(runs):
             assert attributes.get(name, "data:").startswith("data:")
     assert not re.search(r"https?:|@import|url\(", text)
     assert elements.of("script") == []
-    assert "&lt;script&gt;&amp;" in text
+    assert text.count("&lt;script&gt;&amp;") > 3
     assert "prefers-color-scheme: dark" in text
 
 
@@ -127,8 +148,9 @@ def test_a_report_says_what_the_runs_are(runs):
     text = page(runs)
     for cell in ("87.5%", "TPU v5e", "<td>20 of 12</td>"):
         assert cell in text
-    # The newest distances, and when they were.
-    assert "<td>20</td><td>4</td><td>2</td>" in text
+    # The newest distances, and when they were; then those of `evaluate`.
+    assert f"<td>20, while training</td><td>4</td><td>2</td><td>{NONE}</td>" in text
+    assert f"<td>20, 500 samples</td><td>3.5</td><td>{NONE}</td><td>1.25</td>" in text
     assert "<td>8</td>" not in text
     # Of the config the table has the key that differs and no other.
     differing = re.findall(r"<tr><td><code>([^<]*)</code>", text)
@@ -138,6 +160,61 @@ def test_a_report_says_what_the_runs_are(runs):
     assert loss.count("<polyline") == 2
     assert "train/extra" not in text
     assert page(runs[:1]).count('class="keys"') == 0
+
+
+def test_a_report_says_in_what_starts_differ(runs):
+    """What all have in common is said once; the rest is a column."""
+    text = page(runs)
+    section = re.search(r"Environment of each start.*?</section>", text, re.DOTALL)[0]
+    assert re.findall(r"<th>([^<]*)</th>", section)[-2:] == ["kind", "jax"]
+    assert section.count("0.10") == 1 and section.count("0.11") == 1
+    assert "2026-01-02 02:03:04" in section
+    other = dataclasses.replace(runs[0], starts=[runs[0].starts[0]])
+    assert "In all of them: jax 0.10." in page([other])
+
+
+def test_one_run_is_compared_with_the_defaults(runs, tiny_config):
+    text = page(runs[:1])
+    differing = re.findall(r"<tr><td><code>([^<]*)</code>", text)
+    assert {"batch_size", "model.width"} <= {*differing}
+    assert "seed" not in differing
+    # Of the objectives and networks that do not train here, nothing.
+    groups = {".".join(key.split(".")[:2]) for key in differing if key.count(".") == 2}
+    assert groups == {"objective.shortcut"}
+    assert f"<code>batch_size</code></td><td>{tiny_config.batch_size}</td><td>256</td>" in text
+
+
+def test_curves_of_one_run_that_belong_together_are_one_chart(runs):
+    scalars = {f"train/loss_level_{n}": {1: 1.0 + n, 2: 0.5} for n in range(3)}
+    scalars |= {"train/skipped": {1: 0.0, 2: 0.0}, "perf/late": {1: 0.0, 2: 1.0}}
+    run = dataclasses.replace(runs[0], record=Record(scalars, {}))
+    text = "".join(curves([run]))
+    assert text.count("<figure>") == 2
+    assert [text.count(f"</svg>loss_level_{n}</span>") for n in range(3)] == [1, 1, 1]
+    assert re.search(r"At 0 all the time</h2><p><code>train/skipped</code></p>", text)
+    # Of two runs each level is a chart of its own, behind a click.
+    text = "".join(curves([run, dataclasses.replace(run, name="b")]))
+    folded = re.search(r"<details>.*</details>", text)[0]
+    assert folded.count("<figure>") == 3 and text.count("<figure>") == 4
+    assert text.count("<polyline") == 8
+
+
+def test_a_summary_is_what_the_workdir_holds(tmp_path, tiny_config):
+    workdir = epath.Path(tmp_path)
+    config_lib.save(tiny_config, workdir)
+    writer = make_writer(workdir, tiny_config, PARAMS)
+    writer.write_scalars(5, {"eval/fid@1": 2.0, "eval/fid@16": 1.0})
+    writer.close()
+    assert read_summary("a", workdir).score is None
+    for content in ("no json", "[]", '{"metric": "fid"}'):
+        (workdir / SCORES).write_text(content)
+        assert read_summary("a", workdir).score is None
+    found = {"metric": "fid", "step": 5, "num_samples": 9, "distances": {"1": 2.5}}
+    (workdir / SCORES).write_text(json.dumps(found))
+    summary = read_summary("a", workdir)
+    assert summary.score == Score("fid", 5, 9, {1: 2.5})
+    assert summary.distances() == {"fid": {1: {5: 2.0}, 16: {5: 1.0}}}
+    assert summary.step == 0
 
 
 def points(svg):

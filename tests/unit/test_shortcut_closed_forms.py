@@ -10,6 +10,8 @@ import pytest
 
 from shortcut_tpu.objectives import Inputs, make_objective
 from shortcut_tpu.objectives.flow_matching import FlowMatching
+from shortcut_tpu.objectives.high_order import HighOrder
+from shortcut_tpu.objectives.improved_shortcut import ImprovedShortcut
 from shortcut_tpu.objectives.shortcut import Shortcut
 
 NULL = 10
@@ -144,11 +146,21 @@ def test_each_row_has_a_time_on_its_own_grid_and_keeps_its_place():
     assert metrics["loss_bootstrap"].shape == (64,)
 
 
-def test_level_metrics_split_the_bootstrap_rows():
-    _, metrics = Shortcut().loss(make_inputs(Spy(), rows=256))
+@pytest.mark.parametrize("objective", [Shortcut(), ImprovedShortcut(), HighOrder()])
+def test_level_metrics_split_the_bootstrap_rows(objective):
+    """Each row counts at the level l of the step size 2^-l that the network was told last."""
+    seen = []
+
+    def network(params, x, t, d, labels, **conditions):
+        seen.append(d)
+        return jnp.repeat(params * x, objective.heads, axis=-1)
+
+    _, metrics = objective.loss(make_inputs(network, rows=256, step=3))
     by_level = np.stack([metrics[f"loss_level_{level}"] for level in range(7)])
     assert (np.isfinite(by_level).sum(0) == 1).all()
     np.testing.assert_array_equal(np.nansum(by_level, 0), metrics["loss_bootstrap"])
+    told_last = seen[-1].reshape(-1, objective.row_stride)[:, 0]
+    np.testing.assert_array_equal(2.0 ** -np.isfinite(by_level).argmax(0), told_last)
 
 
 # ------------------------------------------------------------------- shortcut: targets

@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 import numpy as np
 import pytest
 
-from shortcut_tpu.train_state import make_optimizer, make_schedule, update_emas
+from shortcut_tpu.train_state import ema_distances, make_optimizer, make_schedule, update_emas
 
 
 def optimizer_config(**changes):
@@ -29,6 +29,14 @@ def test_averages_are_geometric_sums():
         emas = update_emas(emas, {"w": jnp.full(3, 2.0)}, decays)
     np.testing.assert_allclose(emas["fast"]["w"], 2 - 2 * 0.5**4, rtol=1e-6)
     np.testing.assert_allclose(emas["slow"]["w"], 2 - 1 * 0.9**4, rtol=1e-6)
+
+
+def test_distances_of_averages_are_relative_to_all_weights():
+    params = {"a": jnp.array([3.0, 0.0]), "b": jnp.array([[0.0, 4.0]])}
+    emas = {"near": params, "far": {"a": jnp.array([3.0, 1.0]), "b": jnp.array([[2.0, 2.0]])}}
+    found = ema_distances(params, emas)
+    # sqrt(1 + 4 + 4) over sqrt(9 + 16).
+    assert {name: float(d) for name, d in found.items()} == pytest.approx({"near": 0, "far": 0.6})
 
 
 def test_adamw_decays_weights_apart_from_the_gradient():

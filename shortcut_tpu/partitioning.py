@@ -57,7 +57,8 @@ def choose_shape(
     """The mesh (data, fsdp, stride, tensor) for a config on some devices.
 
     An axis of -1 is chosen: of the shapes whose devices hold whole strides of rows, the one with
-    the smallest tensor axis, then with the smallest stride axis.
+    the smallest tensor axis, then with the smallest stride axis, then with the smallest fsdp axis:
+    with data=1 the weights lie over all devices that hold rows of their own.
 
     Args:
       axes: `config.mesh`.
@@ -78,12 +79,10 @@ def choose_shape(
         for fsdp in _divisors(num_devices // (tensor * stride))
         if num_heads % tensor == 0 and row_stride % stride == 0
     ]
-    # An unset fsdp axis stays 1: gathering weights is worth it only where someone asked for it.
     shapes = [
         shape
         for shape in shapes
         if all(want in (-1, have) for want, have in zip(asked, shape, strict=True))
-        and (asked[1] != -1 or shape[1] == 1)
         and shape[0] % slices == 0
     ]
     if not shapes:
@@ -93,7 +92,7 @@ def choose_shape(
             f"tensor must divide the heads and stride the objective's {row_stride} rows"
             + (f", and data must be a multiple of the {slices} slices" if slices > 1 else "")
         )
-    for shape in sorted(shapes, key=lambda shape: (shape[3], shape[2])):
+    for shape in sorted(shapes, key=lambda shape: (shape[3], shape[2], shape[1])):
         if batch_size % (shape[0] * shape[1] * row_stride) == 0:
             return shape
     multiple = min(shape[0] * shape[1] for shape in shapes) * row_stride

@@ -172,7 +172,7 @@ def table() -> None:
     rows = []
     for row in matrix(configs, pods, values.program, values.steps, known, _say):
         rows.append(row)
-        known.pop(row["key"], None)
+        known.pop(row.get("key", ""), None)
         # Whenever this ends, the next run finds what this one and those before it made.
         command.write_json({"rows": [*rows, *known.values()]})
     print(markdown(rows))

@@ -7,6 +7,9 @@ Usage:
 
 from collections.abc import Iterable
 import dataclasses
+import functools
+import hashlib
+import importlib.metadata
 import math
 from pathlib import Path
 import time
@@ -33,6 +36,8 @@ from shortcut_tpu.flops import count_flops, kernel_flops, layer_passes
 from shortcut_tpu.topologies import Topology
 
 PROGRAMS = ("train", "sample")
+# What makes figures of a compiled program, beside this package.
+_READERS = ("flops.py", "topologies.py")
 
 
 def batch_fields(config: ConfigDict) -> dict[str, tuple[Any, tuple[int, ...]]]:
@@ -69,16 +74,18 @@ class Candidate:
     """A program of a config on a pod, not yet compiled.
 
     Attributes:
+      program: one of PROGRAMS.
+      steps: of the sampler.
       function: jitted.
       arguments: their shapes and shardings.
-      trains: whether it has gradients.
     """
 
     experiment: Experiment
     topology: Topology
+    program: str
+    steps: int
     function: Any
     arguments: tuple[Any, ...]
-    trains: bool
 
     @classmethod
     def make(cls, config: ConfigDict, topology: Topology, program: str, steps: int) -> "Candidate":
@@ -91,8 +98,29 @@ class Candidate:
         if program == "train":
             batch = experiment.abstract_batch(batch_fields(config))
             arguments = (experiment.abstract_state, batch)
-            return cls(experiment, topology, experiment.train_step, arguments, True)
-        return cls(experiment, topology, *_sampler(experiment, steps), False)
+            return cls(experiment, topology, program, steps, experiment.train_step, arguments)
+        return cls(experiment, topology, program, steps, *_sampler(experiment, steps))
+
+    @property
+    def trains(self) -> bool:
+        """Whether it has gradients."""
+        return self.program == "train"
+
+    @functools.cached_property
+    def lowered(self) -> Any:
+        """Traced, with its shardings: what the compiler is given."""
+        return self.function.lower(*self.arguments)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A digest of all that its figures depend on: the program, the compiler, what reads it."""
+        digest = hashlib.sha256(self.lowered.as_text().encode())
+        for text in (self.topology.name, importlib.metadata.version("libtpu")):
+            digest.update(text.encode())
+        package = Path(__file__).parent
+        for path in (*sorted(package.glob("*.py")), *(package.parent / name for name in _READERS)):
+            digest.update(path.read_bytes())
+        return digest.hexdigest()
 
     def model_flops(self) -> int:
         """Operations in the products of the method, on all chips: no recomputation, no padding."""
@@ -128,7 +156,7 @@ def _sampler(experiment: Experiment, steps: int) -> tuple[Any, tuple[Any, ...]]:
 def analyse(
     config: ConfigDict, topology: Topology, program: str = "train", steps: int = 1
 ) -> dict[str, Any]:
-    """Compiles a program for the pod.
+    """Compiles a program of a config for the pod.
 
     Args:
       config: of the run.
@@ -137,17 +165,25 @@ def analyse(
       steps: of the sampler.
 
     Returns:
-      The figures of the report, all of one chip but `model_flops` and `executed_flops`; `reason`
-      is there only where the program does not fit, and then little else.
+      As `examine`.
 
     Raises:
       UserError: libtpu is missing, or the config is not valid on so many chips.
     """
-    candidate = Candidate.make(config, topology, program, steps)
-    figures = _known_before(candidate, program, steps)
+    return examine(Candidate.make(config, topology, program, steps))
+
+
+def examine(candidate: Candidate) -> dict[str, Any]:
+    """Compiles a candidate.
+
+    Returns:
+      The figures of the report, all of one chip but `model_flops` and `executed_flops`; `reason`
+      is there only where the program does not fit, and then little else.
+    """
+    figures = _known_before(candidate)
     started = time.monotonic()
     try:
-        compiled = candidate.function.lower(*candidate.arguments).compile()
+        compiled = candidate.lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -165,7 +201,7 @@ def analyse(
     return (
         figures
         | {
-            "fits": used <= topology.hbm_bytes,
+            "fits": used <= candidate.topology.hbm_bytes,
             "compile_seconds": round(seconds, 1),
             "hbm_bytes_per_chip": used,
             "hbm_state_bytes": memory.argument_size_in_bytes,
@@ -176,7 +212,7 @@ def analyse(
     )
 
 
-def _known_before(candidate: Candidate, program: str, steps: int) -> dict[str, Any]:
+def _known_before(candidate: Candidate) -> dict[str, Any]:
     experiment, topology = candidate.experiment, candidate.topology
     state = experiment.abstract_state
     kinds = {"parameters": _bytes_per_chip(state.params)}
@@ -185,7 +221,7 @@ def _known_before(candidate: Candidate, program: str, steps: int) -> dict[str, A
         kinds["emas"] = _bytes_per_chip(state.emas)
         kinds["batch"] = _bytes_per_chip(candidate.arguments[1])
     figures: dict[str, Any] = {
-        "program": program,
+        "program": candidate.program,
         "topology": topology.name,
         "chips": topology.chips,
         "mesh": dict(experiment.mesh.shape),
@@ -194,7 +230,7 @@ def _known_before(candidate: Candidate, program: str, steps: int) -> dict[str, A
         "hbm_capacity_bytes": topology.hbm_bytes,
         "hbm_bytes_by_kind": kinds,
     }
-    return figures if candidate.trains else figures | {"steps": steps}
+    return figures if candidate.trains else figures | {"steps": candidate.steps}
 
 
 def _bytes_per_chip(tree: Any) -> int:

@@ -7,9 +7,6 @@ Usage:
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-import functools
-import hashlib
-import importlib.metadata
 import json
 from pathlib import Path
 import time
@@ -17,10 +14,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-import data_pipeline
 from data_pipeline.errors import UserError
-import shortcut_tpu
-from shortcut_tpu.compiled.analysis import analyse, batch_fields, latent_scale
+from shortcut_tpu.compiled.analysis import Candidate, examine
 from shortcut_tpu.compiled.search import Say
 from shortcut_tpu.topologies import Topology
 
@@ -36,7 +31,6 @@ HEAD = (
     "at least, by",
     "MFU at most",
 )
-_COMPILERS = ("jax", "jaxlib", "flax", "optax", "libtpu")
 _GIB = 2**30
 
 
@@ -55,65 +49,35 @@ def matrix(
       pods: their names.
       program: one of PROGRAMS.
       steps: of the sampler.
-      known: rows of a run before by their `key`, which are not compiled again.
+      known: rows of a run before by their `key`, their program's fingerprint; they are not compiled
+        again.
       say: called with a line for each row.
     """
     total = len(configs) * len(pods)
-    for number, (name, config, pod) in enumerate(
-        ((name, config, pod) for name, config in configs for pod in pods), 1
-    ):
-        key = row_key(config, pod, program, steps)
+    pairs = ((name, config, pod) for name, config in configs for pod in pods)
+    for number, (name, config, pod) in enumerate(pairs, 1):
         started = time.monotonic()
-        row = known.get(key) or _row(config, pod, program, steps)
-        took = "known" if key in known else f"{time.monotonic() - started:.0f} s"
-        row = {**row, "config": name, "key": key}
+        row = {"config": name} | _row(config, pod, program, steps, known)
+        took = "known" if row.get("key") in known else f"{time.monotonic() - started:.0f} s"
         say(f"{number}/{total} {name} on {pod}: {row.get('reason') or _memory(row)} ({took})")
         yield row
 
 
-def _row(config: ConfigDict, pod: str, program: str, steps: int) -> Row:
+def _row(config: ConfigDict, pod: str, program: str, steps: int, known: Mapping[str, Row]) -> Row:
     try:
-        return analyse(config, Topology.parse(pod), program, steps)
+        candidate = Candidate.make(config, Topology.parse(pod), program, steps)
     except UserError as error:
         return {"topology": pod, "fits": False, "reason": str(error)}
-
-
-def row_key(config: ConfigDict, pod: str, program: str, steps: int) -> str:
-    """A digest of all that a row's figures depend on, the code that makes them included."""
-    content = {
-        "config": config.to_dict(),
-        "fields": {
-            name: [str(part) for part in field] for name, field in batch_fields(config).items()
-        },
-        "scale": latent_scale(config),
-        "program": [pod, program, steps],
-        "made_by": _made_by(),
-    }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-@functools.cache
-def _made_by() -> list[str]:
-    """Versions of the compilers, and a digest of this code."""
-    digest = hashlib.sha256()
-    for package in (shortcut_tpu, data_pipeline):
-        for path in sorted(Path(str(package.__file__)).parent.rglob("*.py")):
-            digest.update(path.read_bytes())
-    return [*map(_version, _COMPILERS), digest.hexdigest()]
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "absent"
+    key = candidate.fingerprint
+    figures = known.get(key) or examine(candidate)
+    return {name: figure for name, figure in figures.items() if name != "config"} | {"key": key}
 
 
 def read_rows(path: str | None) -> dict[str, Row]:
     """Rows that an earlier run wrote into this file, by key; none where there are none."""
     try:
         rows = json.loads(Path(path or "").read_text())["rows"]
-        return {row["key"]: row for row in rows}
+        return {row["key"]: row for row in rows if "key" in row}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 

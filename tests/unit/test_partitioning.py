@@ -35,6 +35,10 @@ def choose(axes, num_devices, batch_size, row_stride=4, num_heads=16):
         ({"stride": 1}, 256, 256, (64, 1, 1, 4)),
         ({}, 256, 2048, (256, 1, 1, 1)),
         ({"fsdp": 16}, 256, 2048, (16, 16, 1, 1)),
+        ({"fsdp": -1}, 64, 256, (64, 1, 1, 1)),
+        # The weights over all devices that hold rows of their own.
+        ({"data": 1, "fsdp": -1}, 64, 256, (1, 64, 1, 1)),
+        ({"data": 1, "fsdp": -1}, 256, 256, (1, 64, 4, 1)),
         ({"data": 4, "fsdp": 2, "tensor": 2}, 16, 64, (4, 2, 1, 2)),
         ({"tensor": 8}, 8, 4, (1, 1, 1, 8)),
     ],

@@ -121,16 +121,20 @@ FITS = {
 
 
 def fill(configs, known, monkeypatch):
-    """The matrix of two pods, one of which refuses; and the configs that were compiled for it."""
+    """The matrix of two pods, one of which refuses; and the programs that were compiled for it."""
     compiled, said = [], []
 
-    def analyse(config, topology, program, steps):
-        compiled.append((config.batch_size, topology.name))
+    def make(config, topology, program, steps):
         if topology.name == "v4-8":
             raise UserError("cannot be laid out")
+        return types.SimpleNamespace(fingerprint=f"{config.batch_size} {topology.name} {program}")
+
+    def examine(candidate):
+        compiled.append(candidate.fingerprint)
         return FITS
 
-    monkeypatch.setattr(matrix_lib, "analyse", analyse)
+    monkeypatch.setattr(matrix_lib.Candidate, "make", make)
+    monkeypatch.setattr(matrix_lib, "examine", examine)
     pods = ["v5e-16", "v4-8"]
     rows = list(matrix_lib.matrix(configs, pods, "train", 1, known, said.append))
     assert len(said) == len(rows)
@@ -160,7 +164,7 @@ def test_rows_of_a_run_before_are_not_compiled_again(monkeypatch, tmp_path, tiny
     path = tmp_path / "pods.json"
     assert matrix_lib.read_rows(str(path)) == {}
     rows, compiled = fill([("digits", tiny_config)], {}, monkeypatch)
-    assert compiled == [(32, "v5e-16"), (32, "v4-8")]
+    assert compiled == ["32 v5e-16 train"]
 
     path.write_text(json.dumps({"rows": rows}))
     known = matrix_lib.read_rows(str(path))
@@ -168,14 +172,35 @@ def test_rows_of_a_run_before_are_not_compiled_again(monkeypatch, tmp_path, tiny
     with larger.unlocked():
         larger.batch_size = 64
     again, compiled = fill([("digits", tiny_config), ("larger", larger)], known, monkeypatch)
-    assert compiled == [(64, "v5e-16"), (64, "v4-8")]
+    assert compiled == ["64 v5e-16 train"]
     assert again[:2] == rows
-    # The same figures under another name of the config.
-    assert fill([("other", tiny_config)], known, monkeypatch)[0][0]["config"] == "other"
-    # Another program of the same config is another row.
-    assert matrix_lib.row_key(tiny_config, "v5e-16", "sample", 1) not in known
+    # The same program under another name of the config.
+    [other, _], compiled = fill([("other", tiny_config)], known, monkeypatch)
+    assert other == rows[0] | {"config": "other"}
+    assert compiled == []
     path.write_text("[]")
     assert matrix_lib.read_rows(str(path)) == {}
+
+
+def test_a_fingerprint_is_of_the_program(tiny_config, devices):
+    """Not of keys that no program holds, such as where the data lie."""
+
+    def fingerprint(pod="v5e-4", program="train", **keys):
+        config = tiny_config.copy_and_resolve_references()
+        with config.unlocked():
+            config.update(keys)
+        topology = types.SimpleNamespace(devices=lambda: devices[:4], name=pod)
+        return Candidate.make(config, topology, program, steps=1).fingerprint
+
+    first = fingerprint()
+    assert fingerprint(checkpoint={"every_steps": 7}) == first
+    others = [
+        fingerprint("v6e-4"),
+        fingerprint(program="sample"),
+        fingerprint(batch_size=64),
+        fingerprint(mesh={"fsdp": 4}),
+    ]
+    assert len({first, *others}) == 5
 
 
 @pytest.mark.parametrize(("program", "batch"), [("train", 32), ("sample", 40)])

@@ -197,7 +197,7 @@ class MeshPlacement:
         return str(self.mesh.devices.flat[0].platform)
 
     def heads(self, function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
-        """A kernel on arrays [B, H, ...]. The compiler cannot split it: each device runs its own."""
+        """A kernel on arrays [B, H, ...], which the compiler cannot split, by device."""
         num_rows = arrays[0].shape[0]
         axes = self._row_axes(num_rows)
         spec = P(axes if self._divide(axes, num_rows) else None, TENSOR)

@@ -75,14 +75,8 @@ class ResumableFolder:
             hosts: this host among all.
 
         Raises:
-            UserError: the number is not positive, the folder is in a bucket, or there is a manifest
-                that cannot be read.
+            UserError: the number is not positive, or there is a manifest that cannot be read.
         """
-        if path.parts[:1] == ("gs:",):
-            raise UserError(
-                f"gs://{'/'.join(path.parts[1:])}: records are written to a disk, which all hosts"
-                f" must share; copy them afterwards, `gcloud storage cp -r DIR gs://{path.parts[1]}/`"
-            )
         if shard_records < 1:
             raise UserError(f"shard_records must be at least 1, not {shard_records}")
         self._path = epath.Path(path)

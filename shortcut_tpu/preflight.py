@@ -93,6 +93,7 @@ def report(figures: dict[str, Any]) -> list[str]:
         f"temporaries {figures['hbm_temporary_bytes'] / GIB:.2f}, code "
         f"{figures['hbm_code_bytes'] / GIB:.2f}",
         f"operations   {per_image:.4g} FLOPs a row; {100 * more:+.1f} % recomputed or padded",
+        *([f"kernels      {', '.join(figures['kernels'])}"] if figures["kernels"] else []),
         f"collectives  {moved:.3g} GiB a chip, {compared} that must move",
         *_collective_lines(figures["collectives"]),
         f"at least     {times} ms a call: bound by {figures['bound_by'].upper()}, "

@@ -258,6 +258,7 @@ def _costs(candidate: Candidate, program: Program) -> dict[str, Any]:
         "collective_bytes_ratio": total / needed if needed else None,
         "model_flops": model_flops,
         "executed_flops": flops * chips,
+        "kernels": sorted({kernel.name for kernel in kernels}),
         "roofline_seconds": roofline.times,
         "bound_by": roofline.bound_by,
         "mfu_bound": roofline.mfu(model_flops / chips),

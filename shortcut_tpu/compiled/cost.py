@@ -37,15 +37,15 @@ def executed_flops(program: Program, kernels: Mapping[Kernel, int] | None = None
     Raises:
       ValueError: the program has a kernel of unknown cost.
     """
-    total, kernels = 0, kernels or {}
+    total, known = 0, kernels or {}
     for computation, instruction, times in program.executed():
         if instruction.op in ("convolution", "dot"):
             total += times * _product_flops(computation, instruction)
         elif instruction.op == "custom-call" and _KERNEL_TARGET in instruction.attributes:
             kernel = _kernel(computation, instruction)
-            if kernel not in kernels:
+            if kernel not in known:
                 raise ValueError(f"the program has a kernel of unknown cost: {kernel}")
-            total += times * kernels[kernel]
+            total += times * known[kernel]
     return total
 
 

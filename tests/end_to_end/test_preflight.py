@@ -56,6 +56,32 @@ def test_a_step_that_fits(tmp_path):
     assert [entry.name.partition("-")[0] for entry in cache.glob("*-cache")] == ["jit_train_step"]
 
 
+def test_long_sequences_attend_by_kernels(tmp_path):
+    """1024 tokens, a method of both modes; what kernels do counts, and no logits are kept."""
+    path = tmp_path / "figures.json"
+    done = command(
+        "shortcut_tpu.preflight",
+        "--config=imagenet256_b",
+        "--config.model.depth=2",
+        "--config.data.image_size=64",
+        "--config.objective.name=improved_meanflow",
+        "--topology=v5e-16",
+        f"--json={path}",
+    )
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(path.read_text())
+    assert figures["kernels"] == [
+        "attention_tangent",
+        "splash_mha_dkv_no_residuals",
+        "splash_mha_fwd_no_residuals",
+        "splash_mha_fwd_residuals",
+    ]
+    # Of attention's products three more than XLA's: one backwards, two beside the tangent.
+    assert 1 < figures["executed_flops"] / figures["model_flops"] < 1.15
+    logits = 256 // 16 * 12 * 1024**2 * 2
+    assert figures["hbm_temporary_bytes"] < 2 * 2 * logits
+
+
 def test_a_step_that_does_not_fit_is_refused_in_one_line(tmp_path):
     path = tmp_path / "figures.json"
     done = command(

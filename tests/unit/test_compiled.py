@@ -12,7 +12,7 @@ from shortcut_tpu.compiled.collectives import collectives, replica_groups
 from shortcut_tpu.compiled.cost import executed_flops, hbm_bytes
 from shortcut_tpu.compiled.hlo import Program, arrays
 from shortcut_tpu.experiment import Experiment
-from shortcut_tpu.flops import count_flops, layer_passes
+from shortcut_tpu.flops import Kernel, count_flops, layer_passes
 
 LAYERS, WIDTH, ROWS = 5, 64, 16
 MESH = {"data": 4, "tensor": 2}
@@ -243,6 +243,43 @@ lhs_dilate=2x4}, dim_labels=01bf_01oi->01bf
 """
     compiled = Program.parse(text)
     assert executed_flops(compiled) == 2 * (2 * 4) * 8 * 8 * 16
+
+
+WITH_KERNEL = """
+%body (p: (s32[], bf16[4,8])) -> (s32[], bf16[4,8]) {
+  %p = (s32[], bf16[4,8]) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %x = bf16[4,8]{1,0} get-tuple-element(%p), index=1
+  %attend.1 = bf16[4,8]{1,0} custom-call(%x, %x), custom_call_target="tpu_custom_call", \
+frontend_attributes={kernel_metadata={
+"tiles":"{\\"query\\": 4}"
+}}, metadata={op_name="jit(step)/while/body/attend/pallas_call"}, backend_config={"body":"TUzv"}
+  %y = bf16[4,8]{1,0} add(%attend.1, %x)
+  ROOT %t = (s32[], bf16[4,8]) tuple(%i, %y)
+}
+%condition (p: (s32[], bf16[4,8])) -> pred[] {
+  %p = (s32[], bf16[4,8]) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %n = s32[] constant(3)
+  ROOT %l = pred[] compare(%i, %n), direction=LT
+}
+ENTRY %main (p: (s32[], bf16[4,8])) -> (s32[], bf16[4,8]) {
+  %p = (s32[], bf16[4,8]) parameter(0)
+  ROOT %w = (s32[], bf16[4,8]) while(%p), condition=%condition, body=%body
+}
+"""
+
+
+def test_kernels_cost_what_their_source_says_or_nothing_is_said():
+    """A TPU kernel is opaque, and its metadata runs over several lines of the text."""
+    compiled = Program.parse(WITH_KERNEL)
+    kernel = Kernel("attend", ((4, 8), (4, 8)))
+    assert executed_flops(compiled, {kernel: 100}) == 3 * 100
+    # In each turn the kernel reads x twice and writes, and so does the addition behind it.
+    assert hbm_bytes(compiled) == 3 * 2 * 3 * (4 * 8 * 2)
+    for unknown in ({}, {kernel._replace(operands=((4, 8),)): 100}):
+        with pytest.raises(ValueError, match="kernel of unknown cost: Kernel.name='attend'"):
+            executed_flops(compiled, unknown)
 
 
 def test_memory_traffic_counts_the_slices_of_a_loop():

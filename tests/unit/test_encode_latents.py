@@ -222,14 +222,6 @@ def test_latents_that_are_not_finite_are_refused(tmp_path):
     assert not list(tmp_path.glob("shard-*"))
 
 
-def test_a_bucket_is_no_disk(tmp_path, monkeypatch):
-    """As a path it would be a folder `gs:` of the working directory, on every host its own."""
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="^gs://bucket/latents: records are written to a disk"):
-        encode(open_source("digits"), IDENTITY, Path("gs://bucket/latents"))
-    assert not list(tmp_path.iterdir())
-
-
 def test_command(tmp_path):
     arguments = ("--source=digits", "--autoencoder=identity", f"--output={tmp_path}")
     done = run(*arguments)

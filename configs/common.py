@@ -138,7 +138,7 @@ def get_config() -> ConfigDict:
     # seconds writes its stacks and ends, to be started again; 0 for never.
     config.train.hang_seconds = 1800
     # Folder, local or gs://, where compiled programs are kept, so that a restart need not compile
-    # them again; "" for none. All hosts read it and the first one writes, so a pod's must be shared.
+    # them again; "" for none. All hosts read it and the first one writes: a pod's must be shared.
     # `preflight` with the same key writes the step into it; README says what a pod makes of that.
     config.train.compile_cache = ""
 

@@ -8,6 +8,7 @@ processes saves on all at the same step and ends them. --profile_steps=100:105 w
 steps 100 to 104 into WORKDIR/profile, of the first host or, with --profile_all_hosts, of each.
 """
 
+import contextlib
 import time
 
 from absl import flags
@@ -63,8 +64,9 @@ def train(
         Preemption() as preemption,
         workdir_lib.claimed(workdir),
         Profiler(workdir / "profile", profile_steps) as profiler,
+        contextlib.ExitStack() as held,
     ):
-        return _train(config, workdir, allow_config_change, watchdog, preemption, profiler)
+        return _train(config, workdir, allow_config_change, watchdog, preemption, profiler, held)
 
 
 def _train(
@@ -74,6 +76,7 @@ def _train(
     watchdog: Watchdog,
     preemption: Preemption,
     profiler: Profiler,
+    held: contextlib.ExitStack,
 ) -> TrainState:
     started, clock = time.monotonic(), Clock()
     num_steps = config.train.num_steps
@@ -125,7 +128,10 @@ def _train(
         max_corrupt=config.data.max_corrupt,
         corrupt=corrupt,
     )
-    batches = Prefetch(loader, lambda batch: partitioning.to_global(mesh, batch, config.batch_size))
+    held.callback(loader.close)
+    batches = held.enter_context(
+        Prefetch(loader, lambda batch: partitioning.to_global(mesh, batch, config.batch_size))
+    )
 
     # ---------------------------------------------------------------- loop
     writer = make_writer(workdir, config.to_dict())
@@ -178,7 +184,6 @@ def _train(
 
     # ---------------------------------------------------------------- end
     watchdog.alive()
-    loader.close()
     with clock.spending(CHECKPOINT):
         checkpoints.close()
     writer.close()

@@ -155,7 +155,7 @@ def get_config() -> ConfigDict:
     config.train.hang_seconds = 1800
     # Folder, local or gs://, where compiled programs are kept, so that a restart need not compile
     # them again; "" for none. All hosts read it and the first one writes, so a pod shares one.
-    # `preflight` with the same key writes the step into it; docs/pods.md says what that is worth.
+    # `preflight` with the same key writes the step into it; docs/runs.md says what that is worth.
     config.train.compile_cache = ""
 
     config.checkpoint = ConfigDict()

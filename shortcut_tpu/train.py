@@ -8,6 +8,7 @@ processes saves on all at the same step and ends them. --profile_steps=100:105 w
 steps 100 to 104 into WORKDIR/profile, of the first host or, with --profile_all_hosts, of each.
 """
 
+import contextlib
 import time
 
 from absl import flags
@@ -20,7 +21,7 @@ from data_pipeline.autoencoders import load_autoencoder
 from data_pipeline.errors import UserError
 from data_pipeline.loader import make_loader
 from data_pipeline.manifest import Manifest, row_shapes
-from data_pipeline.progress import Bar, counted, terminal_bars
+from data_pipeline.progress import counted, terminal_bars
 from shortcut_tpu import command, compile_cache, distributed, partitioning, skipping
 from shortcut_tpu import config as config_lib
 from shortcut_tpu import workdir as workdir_lib
@@ -60,27 +61,26 @@ def train(
       UserError: the data are missing or of another shape, the config cannot be run here or is not
         that of the checkpoint, the workdir is in use, or training cannot go on.
     """
-    with (
-        Watchdog(config.train.hang_seconds) as watchdog,
-        Preemption() as preemption,
-        workdir_lib.claimed(workdir),
-        Profiler(workdir / "profile", profile_steps) as profiler,
-        terminal_bars(shown=jax.process_index() == 0) as bar,
-    ):
-        return _train(config, workdir, allow_config_change, watchdog, preemption, profiler, bar)
+    with contextlib.ExitStack() as held:
+        return _train(config, workdir, allow_config_change, profile_steps, held)
 
 
 def _train(
     config: ConfigDict,
     workdir: epath.Path,
     allow_config_change: bool,
-    watchdog: Watchdog,
-    preemption: Preemption,
-    profiler: Profiler,
-    bar: Bar,
+    profile_steps: StepRange | None,
+    held: contextlib.ExitStack,
 ) -> TrainState:
     started, clock = time.monotonic(), Clock()
     num_steps = config.train.num_steps
+
+    # ---------------------------------------------------------------- what guards and shows the run
+    watchdog = held.enter_context(Watchdog(config.train.hang_seconds))
+    preemption = held.enter_context(Preemption())
+    held.enter_context(workdir_lib.claimed(workdir))
+    profiler = held.enter_context(Profiler(workdir / "profile", profile_steps))
+    bar = held.enter_context(terminal_bars(shown=jax.process_index() == 0))
 
     # ---------------------------------------------------------------- data
     records = staging.local(records_of(config), config.data.stage)
@@ -129,7 +129,10 @@ def _train(
         max_corrupt=config.data.max_corrupt,
         corrupt=corrupt,
     )
-    batches = Prefetch(loader, lambda batch: partitioning.to_global(mesh, batch, config.batch_size))
+    held.callback(loader.close)
+    batches = held.enter_context(
+        Prefetch(loader, lambda batch: partitioning.to_global(mesh, batch, config.batch_size))
+    )
 
     # ---------------------------------------------------------------- loop
     writer = make_writer(workdir, config, experiment.abstract_state.params)
@@ -183,7 +186,6 @@ def _train(
 
     # ---------------------------------------------------------------- end
     watchdog.alive()
-    loader.close()
     with clock.spending(CHECKPOINT):
         checkpoints.close()
     writer.close()

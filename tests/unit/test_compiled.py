@@ -53,7 +53,6 @@ def test_an_unrolled_train_step_costs_what_the_shapes_say(method, devices):
     """
     config = common.get_config()
     config.objective.name = method
-    config.batch_size = 64
     config.data.image_size = 8
     config.model.update({"depth": 2, "unroll": 2, "dtype": "float32"})
     experiment = Experiment.from_config(config, devices[:1])

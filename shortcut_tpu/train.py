@@ -131,7 +131,7 @@ def _train(
 
         if log_due:
             found = experiment.summarize(metrics) | experiment.summarize_state(state)
-            scalars = {f"train/{k}": v for k, v in concerned(found).items()}
+            scalars = {f"train/{k}": v for k, v in concerned(jax.device_get(found)).items()}
             seconds = time.monotonic() - interval_start
             per_step = seconds / (step - interval_step)
             scalars["perf/step_seconds"] = per_step

@@ -71,11 +71,11 @@ def terminal_bars(*, shown: bool) -> Iterator[Bar]:
 
 
 def counted(bar: Bar, units: str, numbers: range) -> Iterator[int]:
-    """The numbers, and a bar that says how many of them, from 1 on, are behind."""
+    """The numbers, and a bar that says which of 1 .. the last is at work."""
     with bar(units, numbers.stop - 1, numbers.start - 1) as advance:
         for number in numbers:
-            yield number
             advance(1)
+            yield number
 
 
 @contextlib.contextmanager

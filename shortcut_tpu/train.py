@@ -163,7 +163,7 @@ def _train(
 
         if log_due:
             found = experiment.summarize(metrics) | experiment.summarize_state(state)
-            scalars = {f"train/{k}": v for k, v in concerned(found).items()}
+            scalars = {f"train/{k}": v for k, v in concerned(jax.device_get(found)).items()}
             scalars |= speed.interval(step)
             goodput.record(step, clock.read().wall)
             scalars["perf/goodput"] = goodput.share()

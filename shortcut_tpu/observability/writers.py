@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 import json
 import math
-from typing import Any, Protocol
+from typing import Any, Protocol, SupportsFloat
 
 from etils import epath
 import jax
@@ -70,11 +70,11 @@ def make_writer(workdir: epath.Path, config: ConfigDict, params: Any) -> Writer:
     return writer
 
 
-def concerned(scalars: Mapping[str, float]) -> dict[str, float]:
+def concerned(scalars: Mapping[str, SupportsFloat]) -> dict[str, float]:
     """Those that say something: NaN is a kind of rows that a step had none of.
 
     Where the loss itself is not a number, all stay.
     """
     if not math.isfinite(scalars["loss"]):
-        return dict(scalars)
-    return {name: value for name, value in scalars.items() if not math.isnan(value)}
+        return {name: float(value) for name, value in scalars.items()}
+    return {name: float(value) for name, value in scalars.items() if not math.isnan(value)}

@@ -61,13 +61,30 @@ def wait_for(condition: Callable[[], Any], what: str, seconds: float = _SECONDS)
 
 @contextlib.contextmanager
 def ended(process: "subprocess.Popen[str]"):
-    """The process, started in a session of its own; at the end all of that session is gone."""
+    """The process, which is gone at the end."""
     try:
         yield process
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
         process.communicate()
+
+
+def mentioning(text: str) -> list[int]:
+    """Ids of processes whose command line has this text."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if text.encode() in path.read_bytes():
+                found.append(int(path.parent.name))
+    return found
+
+
+def end_all_of(folder: Path) -> None:
+    """Ends the browser that lives in this folder, were it not told to or did not hear."""
+    for pid in mentioning(str(folder)):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: not mentioning(str(folder)), "end of the browser")
 
 
 class Browser:
@@ -77,13 +94,14 @@ class Browser:
         """Starts Chromium with a profile of its own in `folder`, which must be empty."""
         binary = next(path for name in _BINARIES if (path := shutil.which(name)))
         with contextlib.ExitStack() as stack:
+            stack.callback(end_all_of, folder)
+            # In the group of this process, so that what ends the group ends the browser, too.
             driver = subprocess.Popen(
                 ["chromedriver", "--port=0"],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, "HOME": str(folder)},
                 text=True,
-                start_new_session=True,
             )
             stack.enter_context(ended(driver))
             line = next(line for line in driver.stdout if _PORT_LINE in line)

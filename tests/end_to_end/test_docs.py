@@ -203,7 +203,7 @@ def test_the_tutorial_ends_in_pictures_and_a_page(folder, trained):
     assert (folder / "photos.png").stat().st_size > 1000
     page = (folder / "runs" / "photos" / "report.html").read_text()
     assert "fd_pixel@1 while training" in page
-    assert page.count("data:image/png;base64,") == 1
+    assert "data:image/png;base64," in page
 
 
 def test_the_keys_of_the_tutorial_are_those_that_encoding_prints(folder, trained):

@@ -35,8 +35,8 @@ def get_config():
     config.optimizer.warmup_steps = 250
     config.optimizer.weight_decay = 0.01
 
-    config.train.num_steps = 3_000
-    config.checkpoint.every_steps = 1_000
+    config.train.num_steps = 2_000
+    config.checkpoint.every_steps = 500
     # Policies have no distances; `python -m shortcut_tpu.rollout` scores them.
     config.evaluation.every_steps = 0
     return config

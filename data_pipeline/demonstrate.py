@@ -1,8 +1,8 @@
 """Writes an expert's demonstrations of a simulated task as records of observations and actions.
 
 A record is an observation [O] and the chunk of actions [horizon, A] that the expert does from
-there. Between the records the expert's hand shakes, so that states beside its way are met and the
-way back from them is shown.
+there; where several ways are equally good it tosses a coin for each chunk. Between the records its
+hand shakes, so that states beside its way are met and the way back from them is shown.
 
 Usage:
     $ python -m data_pipeline.demonstrate --task=pusht_toy --output=data/pusht_toy --episodes=1000
@@ -32,33 +32,35 @@ def demonstrations(task: Task, seed: int, episodes: np.ndarray) -> tuple[np.ndar
 
     Args:
         task: the task.
-        seed: of starts, ways and shakes; each a function of (seed, episode).
+        seed: of starts, ways and shakes, which are functions of (seed, episode).
         episodes: [n], their numbers.
 
     Returns:
         Observations [records, O] and chunks of actions [records, horizon, A], both float32, one
         episode's records after the other's.
     """
-    state, side = task.start(seed, episodes), task.sides(seed, episodes)
-    # A stream of its own, apart from that of starts and ways.
-    shakes = uniforms(seed + 2**63, episodes, task.max_steps * task.action_size) * 2 - 1
-    shakes = _SHAKE * shakes.reshape(len(episodes), task.max_steps, task.action_size)
+    state, turns = task.start(seed, episodes), task.max_steps
+    # A stream of its own, apart from that of the starts.
+    draws = uniforms(seed + 2**63, episodes, 1 + turns + turns * task.action_size)
+    way, tosses, shakes = np.split(draws, [1, 1 + turns], axis=1)
+    shakes = _SHAKE * (2 * shakes.reshape(len(episodes), turns, task.action_size) - 1)
     seen, done, before = [], [], []
-    for turn in range(task.max_steps):
+    for turn in range(turns):
         seen.append(task.observe(state))
-        done.append(chunk(task, state, side))
+        done.append(chunk(task, state, tosses[:, turn]))
         before.append(~task.success(state))
-        state = task.step(state, done[-1][:, 0] + shakes[:, turn])
+        # An episode has one way, or it would take long to get around.
+        state = task.step(state, task.expert(state, way[:, 0]) + shakes[:, turn])
     # [n, turns, ...], of which those count that come before the goal.
     kept = np.stack(before, 1)
     return np.stack(seen, 1)[kept], np.stack(done, 1)[kept]
 
 
-def chunk(task: Task, state: np.ndarray, side: np.ndarray) -> np.ndarray:
+def chunk(task: Task, state: np.ndarray, toss: np.ndarray) -> np.ndarray:
     """The expert's next actions from some states, done with a steady hand: [n, horizon, A]."""
     actions = []
     for _ in range(task.horizon):
-        actions.append(task.expert(state, side))
+        actions.append(task.expert(state, toss))
         state = task.step(state, actions[-1])
     return np.stack(actions, 1).astype(np.float32)
 

@@ -31,7 +31,7 @@ _STARTS, _REPEATS = 3, 8
 def define_flags() -> None:
     flags.DEFINE_string("workdir", None, "Folder of the run.")
     flags.DEFINE_string("steps", "1,4,100", "Step counts to sample at.")
-    flags.DEFINE_integer("episodes", 200, "Episodes a step count.", lower_bound=1)
+    flags.DEFINE_integer("episodes", 200, "Episodes a step count.", 1, 100_000)
     flags.DEFINE_integer("action_steps", 8, "Actions done of each chunk.", lower_bound=1)
     flags.DEFINE_string("output", None, "A .png for the ways from some starts, none by default.")
     flags.DEFINE_integer("seed", None, "Of starts and noises; the run's by default.", lower_bound=0)

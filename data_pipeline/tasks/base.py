@@ -66,11 +66,11 @@ class Task(Protocol):
     def success(self, state: np.ndarray) -> np.ndarray:
         """Whether each episode is at its goal [n]."""
 
-    def sides(self, seed: int, episodes: np.ndarray) -> np.ndarray:
-        """Which of several equally good ways the expert goes in each episode [n]."""
+    def expert(self, state: np.ndarray, toss: np.ndarray) -> np.ndarray:
+        """What an expert does in each of the states, [n, action_size].
 
-    def expert(self, state: np.ndarray, side: np.ndarray) -> np.ndarray:
-        """What it does in each of the states, [n, action_size]."""
+        Where several ways are equally good, `toss` [n] in [0, 1) says which it goes.
+        """
 
 
 def uniforms(seed: int, episodes: np.ndarray, count: int) -> np.ndarray:

@@ -11,7 +11,7 @@ would overlap gives way along the line between the centres, until both touch.
 Usage:
     task = PushToy()
     state = task.start(seed=0, episodes=np.arange(200))       # [200, 4]
-    state = task.step(state, task.expert(state, side))        # one step of all episodes
+    state = task.step(state, task.expert(state, toss))        # one step of all episodes
     task.success(state)                                       # [200] bool
 """
 
@@ -50,7 +50,7 @@ class PushToy:
     action_size = 2
     observation_size = 8
     horizon = 16
-    max_steps = 96
+    max_steps = 160
     bodies = (Body(0, PUSHER_RADIUS), Body(2, BLOCK_RADIUS))
     goal = GOAL
 
@@ -89,17 +89,15 @@ class PushToy:
         """[n] whether the block is at the goal."""
         return self.distance(state) < TOLERANCE
 
-    def sides(self, seed: int, episodes: np.ndarray) -> np.ndarray:
-        """[n] +1 or -1, the expert's way around the block: counter-clockwise or clockwise."""
-        return np.where(uniforms(seed, episodes, 5)[:, 4] < 0.5, 1.0, -1.0)
-
-    def expert(self, state: np.ndarray, side: np.ndarray) -> np.ndarray:
+    def expert(self, state: np.ndarray, toss: np.ndarray) -> np.ndarray:
         """What the expert does [n, 2]: goes around the block, aligns, pushes, stops at the goal.
 
         Args:
             state: [n, 4].
-            side: [n], from `sides`; it counts only where the pusher is not yet behind the block.
+            toss: [n] in [0, 1): counter-clockwise below 1/2. It counts only where the pusher is
+                not yet behind the block.
         """
+        side = np.where(toss < 0.5, 1.0, -1.0)
         pusher, block = np.split(state, 2, axis=1)
         way, arm = _unit(GOAL - block), pusher - block
         reach = np.linalg.norm(arm, axis=1, keepdims=True)

@@ -91,14 +91,17 @@ class Rollouts:
         first = np.asarray(draws, np.uint32) * np.uint32(_MOST_TURNS)
         states, steps = [start], np.zeros(len(start), int)
         for step in range(task.max_steps):
+            there = task.success(state)
+            if there.all():
+                break
             turn, action = divmod(step, self._action_steps)
             if action == 0:
                 mesh = self._experiment.mesh
                 chunks = submit(mesh, program, task.observe(state), first + turn).result()
-            there = task.success(state)
             steps += ~there
             state = np.where(there[:, None], state, task.step(state, chunks[:, action]))
             states.append(state)
+        states += [state] * (task.max_steps + 1 - len(states))
         return Outcome(np.stack(states, 1), task.success(state), steps, task.distance(state))
 
     @functools.cache  # noqa: B019  (it lives as long as its command)

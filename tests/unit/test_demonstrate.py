@@ -42,15 +42,33 @@ def test_an_episode_is_a_function_of_seed_and_number(tmp_path, folder):
     assert (demonstrations(TASK, 6, np.array([3]))[0][0] != alone[0][0]).any()
 
 
-def test_chunks_done_one_after_the_other_lead_to_the_goal():
-    """From the first observation on each chunk ends where one begins, if no hand shakes."""
-    state, side = TASK.start(0, np.arange(50)), TASK.sides(0, np.arange(50))
-    for _ in range(TASK.max_steps // TASK.horizon):
-        actions = chunk(TASK, state, side)
-        np.testing.assert_allclose(actions[:, 0], TASK.expert(state, side), atol=1e-6)
-        for action in actions.swapaxes(0, 1):
-            state = TASK.step(state, action)
+def test_half_chunks_with_a_coin_for_each_lead_to_the_goal():
+    """What a perfect policy does: a coin anew whenever it looks, and half of what it planned."""
+    state, rng = TASK.start(0, np.arange(200)), np.random.default_rng(0)
+    for _ in range(2 * TASK.max_steps // TASK.horizon):
+        toss = rng.uniform(size=200)
+        actions = chunk(TASK, state, toss)
+        np.testing.assert_allclose(actions[:, 0], TASK.expert(state, toss), atol=1e-6)
+        for action in actions[:, : TASK.horizon // 2].swapaxes(0, 1):
+            home = TASK.success(state)[:, None]
+            state = np.where(home, state, TASK.step(state, action))
     assert TASK.success(state).mean() >= 0.95
+
+
+def test_half_of_the_chunks_go_either_way_from_wherever_the_expert_chooses():
+    """Also far to one side of the block's front: no chunk tells which way the last one went."""
+    observations, actions = demonstrations(TASK, 0, np.arange(300))
+    arm, goal = -observations[:, 4:6], observations[:, 6:8]
+
+    def angle(of, to):
+        cross = to[:, 0] * of[:, 1] - to[:, 1] * of[:, 0]
+        return np.arctan2(cross, np.sum(of * to, axis=1))
+
+    place, turn = angle(arm, goal), angle(actions[:, 0], arm)
+    for low, high in ((-1.8, -0.6), (-0.6, 0.6), (0.6, 1.8)):
+        there = (low < place) & (place < high)
+        assert there.sum() > 1000
+        assert 0.45 < (turn[there] > 0).mean() < 0.55
 
 
 def test_records_that_are_there_are_kept(folder):

@@ -131,10 +131,10 @@ def get_config() -> ConfigDict:
     config.emas = ConfigDict({"evaluation": 0.999, "target": 0.999})
 
     config.mesh = ConfigDict()
-    # Devices along each axis; -1 chooses. Rows of a batch are split over data x fsdp in whole
-    # strides, weights over fsdp x tensor. Where a batch has fewer strides than there are devices,
-    # those along `stride` share one: each trains its part of the rows, all compute the targets.
-    # Where that is not enough, the rest go to tensor.
+    # Devices along each axis; -1 chooses, and of fsdp as many as can be. Rows of a batch are split
+    # over data x fsdp in whole strides, weights over fsdp x tensor. Where a batch has fewer strides
+    # than there are devices, those along `stride` share one: each trains its part of the rows, all
+    # compute the targets. Where that is not enough, the rest go to tensor.
     config.mesh.data = -1
     config.mesh.fsdp = 1
     config.mesh.stride = -1

@@ -112,6 +112,7 @@ class Experiment:
             batch_size=config.batch_size,
             row_stride=objective.row_stride,
             num_heads=config.model.num_heads,
+            width=config.model.width,
             slices=partitioning.count_slices(devices),
         )
         return cls(

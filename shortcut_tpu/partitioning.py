@@ -6,7 +6,7 @@ computes its share of the rows, a pass over some rows of each stride they comput
 may have fewer strides than there are devices, and nothing but gradients moves.
 
 Usage:
-  mesh = make_mesh(choose_shape(config.mesh, jax.device_count(), batch_size=256, row_stride=4))
+  mesh = make_mesh(choose_shape(config.mesh, len(devices), batch_size=256, ...), devices)
   shardings = state_shardings(mesh, jax.eval_shape(create, key))
   x = jax.device_put(x, rows(mesh))
 """
@@ -52,13 +52,13 @@ def choose_shape(
     batch_size: int,
     row_stride: int,
     num_heads: int,
+    width: int,
     slices: int = 1,
 ) -> Shape:
     """The mesh (data, fsdp, stride, tensor) for a config on some devices.
 
     An axis of -1 is chosen: of the shapes whose devices hold whole strides of rows, the one with
-    the smallest tensor axis, then with the smallest stride axis, then with the smallest fsdp axis:
-    with data=1 the weights lie over all devices that hold rows of their own.
+    the smallest tensor axis, then with the smallest stride axis, then with the largest fsdp axis.
 
     Args:
       axes: `config.mesh`.
@@ -66,6 +66,7 @@ def choose_shape(
       batch_size: rows of the global batch.
       row_stride: `Objective.row_stride`; every device holds a multiple of this many rows.
       num_heads: the tensor axis must divide it.
+      width: of the network; the fsdp axis must divide it.
       slices: of the pod; the data axis must hold whole ones.
 
     Raises:
@@ -83,6 +84,7 @@ def choose_shape(
         shape
         for shape in shapes
         if all(want in (-1, have) for want, have in zip(asked, shape, strict=True))
+        and (asked[1] != -1 or width % shape[1] == 0)
         and shape[0] % slices == 0
     ]
     if not shapes:
@@ -92,7 +94,7 @@ def choose_shape(
             f"tensor must divide the heads and stride the objective's {row_stride} rows"
             + (f", and data must be a multiple of the {slices} slices" if slices > 1 else "")
         )
-    for shape in sorted(shapes, key=lambda shape: (shape[3], shape[2], shape[1])):
+    for shape in sorted(shapes, key=lambda shape: (shape[3], shape[2], -shape[1])):
         if batch_size % (shape[0] * shape[1] * row_stride) == 0:
             return shape
     multiple = min(shape[0] * shape[1] for shape in shapes) * row_stride

@@ -29,6 +29,8 @@ def measure(options: Options) -> list[Comparison]:
         encode_latents.encode(open_source("digits"), load_autoencoder("identity"), records)
         train(config.lock(), workdir)
     scalars = read_events(workdir).scalars
+    if "perf/step_seconds" not in scalars:
+        raise KeyboardInterrupt("the run was asked to end")
     steps = list(scalars["perf/step_seconds"].values())[1:]
     shares = list(scalars["perf/input_wait"].values())[1:]
     waits = [share * step for share, step in zip(shares, steps, strict=True)]

@@ -12,13 +12,15 @@ from shortcut_tpu.experiment import Experiment
 CHOOSE = {"data": -1, "fsdp": 1, "stride": -1, "tensor": -1}
 
 
-def choose(axes, num_devices, batch_size, row_stride=4, num_heads=16):
+def choose(axes, num_devices, batch_size, row_stride=4, num_heads=16, slices=1):
     return partitioning.choose_shape(
         CHOOSE | axes,
         num_devices,
         batch_size=batch_size,
         row_stride=row_stride,
         num_heads=num_heads,
+        width=1152,
+        slices=slices,
     )
 
 
@@ -35,10 +37,11 @@ def choose(axes, num_devices, batch_size, row_stride=4, num_heads=16):
         ({"stride": 1}, 256, 256, (64, 1, 1, 4)),
         ({}, 256, 2048, (256, 1, 1, 1)),
         ({"fsdp": 16}, 256, 2048, (16, 16, 1, 1)),
-        ({"fsdp": -1}, 64, 256, (64, 1, 1, 1)),
-        # The weights over all devices that hold rows of their own.
-        ({"data": 1, "fsdp": -1}, 64, 256, (1, 64, 1, 1)),
-        ({"data": 1, "fsdp": -1}, 256, 256, (1, 64, 4, 1)),
+        # The weights over all devices that hold rows of their own, as far as they can be divided.
+        ({"fsdp": -1}, 64, 256, (1, 64, 1, 1)),
+        ({"fsdp": -1}, 256, 256, (1, 64, 4, 1)),
+        ({"fsdp": -1}, 256, 1024, (2, 128, 1, 1)),
+        ({"fsdp": -1, "data": 4}, 64, 256, (4, 16, 1, 1)),
         ({"data": 4, "fsdp": 2, "tensor": 2}, 16, 64, (4, 2, 1, 2)),
         ({"tensor": 8}, 8, 4, (1, 1, 1, 8)),
     ],
@@ -135,3 +138,7 @@ def test_local_rows_join_to_the_global_batch(devices):
     joined = partitioning.to_global(mesh, batch, 8)["x"]
     np.testing.assert_array_equal(joined, batch["x"])
     assert joined.sharding == partitioning.rows(mesh)
+
+
+def test_weights_are_not_gathered_between_slices():
+    assert choose({"fsdp": -1}, 128, 512, slices=2) == (2, 64, 1, 1)

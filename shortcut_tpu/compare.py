@@ -57,12 +57,14 @@ class Row:
       cost: operations of all training steps, a teacher's and those of its pairs included, relative
         to flow matching.
       phases: trainings that follow each other.
+      learning_rate: the optimizer's peak, of the training that is scored.
     """
 
     name: str
     runs: Sequence[dict[int, float] | None]
     cost: float
     phases: int
+    learning_rate: float
 
     @property
     def diverged(self) -> int:
@@ -87,6 +89,7 @@ class Row:
             },
             "cost": self.cost,
             "phases": self.phases,
+            "learning_rate": self.learning_rate,
             "seeds": len(self.runs),
             "diverged": self.diverged,
         }
@@ -268,7 +271,7 @@ def table(metric: str, steps: Sequence[int], rows: Sequence[Row]) -> list[str]:
     width = max(len(row.name) for row in rows)
     cell = 16 if spread else 9
     lines = [f"{metric:<{width}}" + "".join(f"{n:>{cell}}" for n in steps)]
-    lines[0] += f"{'cost':>8}{'phases':>8}"
+    lines[0] += f"{'cost':>8}{'phases':>8}{'rate':>8}"
     for row in rows:
         cells = []
         for n in steps:
@@ -282,7 +285,7 @@ def table(metric: str, steps: Sequence[int], rows: Sequence[Row]) -> list[str]:
         lines.append(
             f"{row.name:<{width}}"
             + "".join(f"{text:>{cell}}" for text in cells)
-            + f"{row.cost:>8.2f}{row.phases:>8}{note}"
+            + f"{row.cost:>8.2f}{row.phases:>8}{row.learning_rate:>8.2g}{note}"
         )
     return lines
 
@@ -324,7 +327,15 @@ def main() -> None:
             for seed in range(config.seed, config.seed + flags.FLAGS.seeds)
         ]
         runs = [score(each, steps) for each in plans]
-        rows.append(Row(name, runs, plans[0].flops() / reference, len(plans[0].trainings)))
+        rows.append(
+            Row(
+                name,
+                runs,
+                cost=plans[0].flops() / reference,
+                phases=len(plans[0].trainings),
+                learning_rate=plans[0].scored.config.optimizer.learning_rate,
+            )
+        )
         say(*table(config.evaluation.protocol, steps, rows))
 
     means = {row.name: {n: mean for n, (mean, _) in row.distances.items()} for row in rows}

@@ -141,7 +141,7 @@ def test_a_one_step_method_is_scored_in_one_step(config: ConfigDict, tmp_path: P
     (tmp_path / "get" / "seed_0").mkdir(parents=True)
     distances = compare.score(plan, [1, 4])
     assert set(distances or {}) == {1}
-    row = compare.Row("get", [distances], 2.0, 2)
+    row = compare.Row("get", [distances], 2.0, 2, 1e-3)
     assert compare.table("fd_pixel", [1, 4], [row])[1].split()[2] == "-"
 
 
@@ -168,15 +168,17 @@ def test_config_errors_are_not_divergence(config: ConfigDict, tmp_path: Path) ->
 def test_table_and_json() -> None:
     """Mean and sample deviation over the seeds that did not diverge."""
     rows = [
-        compare.Row("shortcut", [{1: 1.0, 4: 0.5}, {1: 3.0, 4: 0.5}, None], 1.17, 1),
-        compare.Row("meanflow", [None, None, None], 1.5, 2),
+        compare.Row("shortcut", [{1: 1.0, 4: 0.5}, {1: 3.0, 4: 0.5}, None], 1.17, 1, 6e-3),
+        compare.Row("meanflow", [None, None, None], 1.5, 2, 1e-3),
     ]
     assert rows[0].distances == {1: (2.0, pytest.approx(np.sqrt(2))), 4: (0.5, 0.0)}
     assert rows[0].to_json()["distances"]["1"]["mean"] == 2.0
     nothing = {"distances": {}, "cost": 1.5, "phases": 2, "seeds": 3, "diverged": 3}
+    nothing["learning_rate"] = 1e-3
     assert rows[1].to_json() == nothing
     header, first, second = compare.table("fd_pixel", [1, 4], rows)
-    assert header.split() == ["fd_pixel", "1", "4", "cost", "phases"]
+    assert header.split() == ["fd_pixel", "1", "4", "cost", "phases", "rate"]
+    assert "0.006" in first and "0.001" in second
     assert "2 ± 1.4" in first and "1.17" in first and "1 of 3 seeds diverged" in first
     assert second.split()[1:3] == ["diverged", "diverged"]
 

@@ -113,6 +113,7 @@ class Browser:
             wanted = {
                 "browserName": "chrome",
                 "goog:chromeOptions": options,
+                "timeouts": {"script": _SECONDS * 1000, "pageLoad": _SECONDS * 1000},
                 "goog:loggingPrefs": {"browser": "ALL"},
             }
             answer = self._call("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})

@@ -30,8 +30,8 @@ EVERYTHING = """
   visit(document);
 """
 WORDS = f"""{EVERYTHING}
-  return found.filter(e => e.offsetParent).map(e => [...e.childNodes].filter(n => n.nodeType == 3)
-    .map(n => n.textContent.trim()).join(' ')).join(' ');
+  return found.map(e => [...e.childNodes].filter(n => n.nodeType == 3).map(n => n.textContent)
+    .join('')).join('').replace(/\\s/g, '');
 """
 PICTURES = f"""{EVERYTHING}
   return found.filter(e => e.localName == 'img' && e.complete).map(e => e.naturalWidth);
@@ -119,9 +119,10 @@ def test_tensorboard_shows_a_run(browser, tensorboard):
 
     browser.look(width=1400)
 
-    def seen():
-        """All words on the page; TensorBoard breaks tags into several elements."""
-        return re.sub(r"\s", "", browser.run(WORDS))
+    def missing(words):
+        """TensorBoard breaks tags into several elements, so spaces do not count."""
+        text = browser.run(WORDS)
+        return [word for word in words if word.replace(" ", "") not in text]
 
     # On each tab, what a person looks for there.
     expected = {
@@ -134,8 +135,7 @@ def test_tensorboard_shows_a_run(browser, tensorboard):
     for tab, words in expected.items():
         browser.open("about:blank")
         browser.open(f"{tensorboard}#{tab}")
-        for word in words:
-            browsers.wait_for(lambda word=word: word.replace(" ", "") in seen(), f"{word} on {tab}")
+        browsers.wait_for(lambda words=words: not missing(words), f"{words} on {tab}")
         if tab == "images":
             browsers.wait_for(lambda: any(browser.run(PICTURES)), "picture")
     assert browser.complaints() == []

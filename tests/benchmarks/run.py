@@ -76,10 +76,12 @@ def main() -> None:
             started = time.monotonic()
             try:
                 found[name] = load(name).measure(options(folder))
+                result = ", ".join(f"{row.ratio:.3f}" for row in found[name])
             except Skipped as reason:
                 skipped[name] = str(reason)
-            took = time.monotonic() - started
-            print(f"{number}/{len(names)} {name}: {took:.0f} s", file=sys.stderr, flush=True)
+                result = "skipped"
+            took = f"{time.monotonic() - started:.0f} s"
+            print(f"{number}/{len(names)} {name}: {result} ({took})", file=sys.stderr, flush=True)
     rows = [comparison for comparisons in found.values() for comparison in comparisons]
     if rows:
         print(table(rows))

@@ -214,7 +214,7 @@ def test_the_keys_of_the_tutorial_are_those_that_encoding_prints(folder, trained
     assert set(named) <= set(TUTORIAL[1].arguments)
     (own,) = fences(section(README, "Your own images"), "python")
     (folder / "photos.py").write_text(own)
-    data = config_lib.load(str(folder / "photos.py")).data.to_dict()
+    data = json.loads(config_lib.load(str(folder / "photos.py")).data.to_json())
     assert data == json.loads((folder / "runs" / "photos" / "config.json").read_text())["data"]
 
 

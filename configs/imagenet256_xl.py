@@ -14,8 +14,4 @@ def get_config():
     config = imagenet256_b.get_config()
     config.model.update(common.DIT_SIZES["XL"])
     config.model.remat = "dots"
-    # Whole on every chip, weights, moments and averages are read and written in more time than all
-    # else takes at so small a batch.
-    config.mesh.fsdp = -1
-    config.mesh.gather = "step"
     return config

@@ -53,7 +53,7 @@ class DiTConfig:
     faithful: bool = False
     dtype: str = "bfloat16"
     remat: str = "none"
-    attention: str = "auto"
+    attention: str = "xla"
     unroll: int = 1
     conditions: tuple[str, ...] = ()
     heads: int = 1

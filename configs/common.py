@@ -86,8 +86,9 @@ def get_config() -> ConfigDict:
     config.model.remat = "none"
     # How attention is computed: by xla; by pallas, TPU kernels (JAX's splash attention, and one of
     # our own for forward-mode derivatives) that keep no logits in memory; or auto, by pallas on a
-    # TPU from 1024 tokens on, which is 512x512 pixels. Elsewhere pallas is for tests, and slow.
-    config.model.attention = "auto"
+    # TPU from 1024 tokens on, which is 512x512 pixels. Elsewhere pallas is for tests, and slow. No
+    # TPU has run the kernels yet.
+    config.model.attention = "xla"
     # Layers compiled out of line in each turn of the scan over layers: more compile time, fewer
     # copies; it pays for shallow networks.
     config.model.unroll = 1

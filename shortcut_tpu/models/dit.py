@@ -56,7 +56,7 @@ class TransformerConfig(abc.ABC):
     faithful: bool = False
     dtype: str = "bfloat16"
     remat: str = "none"
-    attention: str = "auto"
+    attention: str = "xla"
     unroll: int = 1
     conditions: tuple[str, ...] = ()
     heads: int = 1

@@ -64,6 +64,7 @@ def test_long_sequences_attend_by_kernels(tmp_path):
         "--config=imagenet256_b",
         "--config.model.depth=2",
         "--config.data.image_size=64",
+        "--config.model.attention=auto",
         "--config.objective.name=improved_meanflow",
         "--topology=v5e-16",
         f"--json={path}",

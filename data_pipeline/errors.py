@@ -27,6 +27,15 @@ class UserError(Exception):
     """
 
 
+def _ends_in_a_line() -> tuple[type[Exception], ...]:
+    """User errors, and what TensorFlow, if it was imported for a bucket, raises if that refuses."""
+    tensorflow = sys.modules.get("tensorflow")
+    if tensorflow is None:
+        return (UserError,)
+    refusals = (tensorflow.errors.PermissionDeniedError, tensorflow.errors.UnauthenticatedError)
+    return (UserError, *refusals)
+
+
 def exit_on_user_error(main: Callable[P, R]) -> Callable[P, R]:
     """Wraps a command's main so that user errors end in one line and no traceback.
 
@@ -35,14 +44,15 @@ def exit_on_user_error(main: Callable[P, R]) -> Callable[P, R]:
 
     Returns:
         A function that prints `error: MESSAGE` on stderr and exits with status 1 where `main`
-        raises a UserError, and exits with status 130 on Ctrl-C. Other exceptions pass through.
+        raises a UserError or a bucket refuses, and exits with status 130 on Ctrl-C. Other
+        exceptions pass through.
     """
 
     @functools.wraps(main)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return main(*args, **kwargs)
-        except UserError as error:
+        except _ends_in_a_line() as error:
             outcome.report(outcome.REFUSED)
             print("error:", " ".join(str(error).splitlines()), file=sys.stderr)
             sys.exit(1)

@@ -17,6 +17,7 @@ from typing import Any
 
 from etils import epath
 
+from data_pipeline.whole_files import failures
 from shortcut_tpu.evaluation.sums import Sums
 from shortcut_tpu.observability.console import say
 
@@ -64,7 +65,7 @@ class Unfinished:
             (self._folder / "key.json").write_text(self._content)
             temporary.write_bytes(sums.to_bytes())
             temporary.replace(self._folder / f"{name}.npz")
-        except OSError as error:
+        except failures() as error:
             say(f"{self._folder}: cannot be written, a kill would lose work: {error}")
 
     def remove(self) -> None:

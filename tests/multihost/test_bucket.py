@@ -87,3 +87,16 @@ def test_hosts_encode_into_a_bucket_what_one_writes_to_a_disk(tmp_path):
     )
     assert one == two
     assert not [name for name in bucket.names(output) if "unfinished" in name]
+
+
+def test_a_bucket_that_may_not_be_read_is_named_in_a_line(tmp_path):
+    bucket = FakeBucket(tmp_path)
+    bucket.fails = lambda method, path: 403
+    environment = {**os.environ, **bucket.environment()}
+    command = [sys.executable, "-m", "shortcut_tpu.evaluate", "--workdir=gs://bucket/run"]
+    with bucket.serving():
+        done = subprocess.run(command, env=environment, text=True, capture_output=True, timeout=120)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    [line] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "403" in line and "gs://bucket/run/" in line

@@ -44,13 +44,12 @@ def get_config():
     # Sixteen methods in an hour on two cores.
     config.comparison.num_steps = 800
     config.comparison.num_pairs = 20_000
-    # At the config's rate a student that starts from its teacher loses what that knew, and the two
-    # networks of their own do not learn.
+    # At the config's rate a student that starts from its teacher loses what that knew, and `get`
+    # does not learn.
     config.comparison.learning_rates.progressive_distillation = 1e-3
     config.comparison.learning_rates.consistency_distillation = 1e-3
     config.comparison.learning_rates.reflow = 1e-3
     config.comparison.learning_rates.equilibrium = 1e-3
-    config.comparison.learning_rates.koopman = 1e-3
     # Two blocks on the noise and six turns of one cost about what two DiTs of this depth do.
     config.model.equilibrium.update({"injection_depth": 2, "equilibrium_depth": 1})
     config.model.equilibrium.equilibrium_mlp_ratio = 4.0

@@ -179,7 +179,7 @@ def test_report_has_what_the_run_logged(job, tmp_path):
     done = command("shortcut_tpu.report", f"--workdir={folder / 'run'}", f"--output={output}")
     assert done.returncode == 0, done.stderr
     text = output.read_text()
-    for tag in ("fd_pixel@1 while training", "loss_level_0", "perf/input_wait", "20 of 20"):
+    for tag in ("fd_pixel@1 while training", "loss_level_0", "shares of time", "20 of 20"):
         assert tag in text
     assert text.count("data:image/png;base64,") == 3
     assert json.loads((folder / "run" / "environment.jsonl").read_text())["processes"] == 2

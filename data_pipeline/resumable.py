@@ -82,6 +82,8 @@ class ResumableFolder:
         self._path = epath.Path(path)
         self._notes = self._path / _NOTES
         self._in_bucket = in_bucket(path)
+        # Where this host writes a file before it gets its place.
+        self._temporaries = Path(self._notes)
         self._plan = plan
         self._shard_records = shard_records
         self._hosts = hosts
@@ -117,6 +119,9 @@ class ResumableFolder:
             UserError: it holds something else, cannot be used, or another process works on it in
                 this host's place.
         """
+        if self._in_bucket:
+            folder = tempfile.TemporaryDirectory()
+            self._temporaries = Path(self._stack.enter_context(folder))
         planned = dataclasses.asdict(self._plan)
         if self._there is not None:
             there = dataclasses.asdict(dataclasses.replace(self._there, shards=()))
@@ -131,7 +136,8 @@ class ResumableFolder:
         plan_file = self._notes / _PLAN
         try:
             self._notes.mkdir(parents=True, exist_ok=True)
-            self._open_temporaries()
+            if not self._in_bucket:
+                self._take_place()
             if not plan_file.exists():
                 write_json(plan_file, content, self._suffix)
             self._require_same(json.loads(plan_file.read_text("utf-8")), content)
@@ -270,18 +276,13 @@ class ResumableFolder:
         return f".host-{self._hosts.index}.tmp"
 
     def _temporary(self, name: str) -> Path:
-        """Where this host writes a file before it gets its place."""
         return self._temporaries / f".{name}{self._suffix}"
 
-    def _open_temporaries(self) -> None:
-        """Takes this host's place; what an earlier process of it left goes.
+    def _take_place(self) -> None:
+        """Locks this host's place; what an earlier process of it left goes.
 
         In a bucket nothing is locked: of two in one place each makes the same files.
         """
-        if self._in_bucket:
-            self._temporaries = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
-            return
-        self._temporaries = Path(self._notes)
         self._lock()
         for stale in self._temporaries.glob(f".*{self._suffix}"):
             stale.unlink()

@@ -27,7 +27,6 @@ def steps(cache):
     return {path.name for path in cache.glob("jit_train_step-*-cache")}
 
 
-@pytest.mark.usefixtures("quickly_compiled")
 def test_a_run_finds_the_step_that_was_compiled_from_shapes(tiny_config, devices, tmp_path, cache):
     """The cache's key holds the whole program: it is the same one to the last constant."""
     with tiny_config.unlocked():

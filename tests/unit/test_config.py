@@ -13,7 +13,8 @@ from shortcut_tpu import config as config_lib
 def test_every_config_loads_and_holds_only_documented_keys(name):
     config = config_lib.load(name)
     documented = set(dict(config_lib.leaves(common.get_config())))
-    assert set(dict(config_lib.leaves(config))) - documented <= {"emas.target"}
+    rates = {f"comparison.learning_rates.{name}" for name in common.get_objectives()}
+    assert set(dict(config_lib.leaves(config))) - documented <= {"emas.target"} | rates
     for key in ("seed", "batch_size", "train.num_steps", "checkpoint.every_steps"):
         assert key in documented
 

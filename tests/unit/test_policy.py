@@ -220,8 +220,8 @@ def test_what_is_no_policy_and_what_is_no_image_is_said(config, tiny_config):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("data.observation_size", 9, "observations of 8 numbers.*observation_size is 9"),
-        ("data.horizon", 8, r"shape \(16, 2\).*\(8, 2\)"),
+        ("data.observation_size", 9, "give --config.data.observation_size=8$"),
+        ("data.horizon", 8, "give --config.data.horizon=16$"),
         ("evaluation.every_steps", 5, "evaluation.every_steps=0.*shortcut_tpu.rollout"),
     ],
 )

@@ -49,6 +49,7 @@ NOT_RUN = {
     "imagefolder:ILSVRC": "needs ImageNet",
     "gs://": "needs a bucket; tests/launch and tests/multihost have one of their own",
     "--weights=": "needs others' weights; test_conversion has random ones",
+    "data/emoji-images": "needs npm's package; test_evaluation_files has other pictures",
     "--package=": "needs npm's package; test_emoji makes one",
     "launch/local_pod.sh": "takes minutes; test_commands runs a small one",
     "launch/tpu_pod.sh": "needs a TPU; tests/launch has a cloud of its own",

@@ -20,7 +20,11 @@ import tomllib
 from launch.jobs import JOBS
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("README.md", "WORKSPACE.md", *sorted(f"docs/{p.name}" for p in (ROOT / "docs").iterdir()))
+PAGES = (
+    "README.md",
+    "WORKSPACE.md",
+    *sorted(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md")),
+)
 ROOMS = ("configs", "data_pipeline", "launch", "shortcut_tpu")
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -1,6 +1,9 @@
 """A policy that pushes a block to a goal, learned from demonstrations: shortcut models on actions.
 
 ./launch/local_pod.sh --config=pusht_toy
+
+Expect success in 0.95 of the episodes at 1 and 4 steps and in 0.99 at 100; flow matching has 0.36
+at 1 step and 1.00 at the others.
 """
 
 from configs import common

@@ -10,9 +10,9 @@ Usage:
 
 from collections.abc import Sequence
 import dataclasses
-from pathlib import Path
 
 from absl import app, flags
+from etils import epath
 import numpy as np
 
 from data_pipeline.command_line import parse_flags, required
@@ -20,6 +20,7 @@ from data_pipeline.errors import UserError, exit_on_user_error
 from data_pipeline.manifest import FILE_NAME, Manifest, demonstration_fields
 from data_pipeline.records import write_shard
 from data_pipeline.tasks import Task, load_task, uniforms
+from data_pipeline.whole_files import failures
 
 SHARD_RECORDS = 65536
 
@@ -65,7 +66,7 @@ def chunk(task: Task, state: np.ndarray, toss: np.ndarray) -> np.ndarray:
     return np.stack(actions, 1).astype(np.float32)
 
 
-def write(task: Task, seed: int, episodes: int, output: Path) -> Manifest:
+def write(task: Task, seed: int, episodes: int, output: epath.Path) -> Manifest:
     """Writes the demonstrations of the first so many episodes, the manifest last.
 
     Raises:
@@ -100,8 +101,8 @@ def write(task: Task, seed: int, episodes: int, output: Path) -> Manifest:
     parts = np.split(records, range(SHARD_RECORDS, len(records), SHARD_RECORDS))
     try:
         output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{output}: cannot be made: {error.strerror}") from None
+    except failures() as error:
+        raise UserError(f"{output}: cannot be made: {error}") from None
     names = [f"shard-{n:05d}-of-{len(parts):05d}.array_record" for n in range(len(parts))]
     shards = [write_shard(output / name, part) for name, part in zip(names, parts, strict=True)]
     manifest = dataclasses.replace(plan, shards=tuple(shards))
@@ -115,7 +116,7 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"unknown argument {argv[1]!r}; see --help")
     values = flags.FLAGS
     output = required("output", "the folder for the records")
-    manifest = write(load_task(values.task), values.seed, values.episodes, Path(output))
+    manifest = write(load_task(values.task), values.seed, values.episodes, epath.Path(output))
     print(f"{output}: {manifest.num_records} records of {values.episodes} episodes")
 
 

@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import os
 from pathlib import Path
+import tempfile
 from typing import Any
 
 from array_record.python.array_record_data_source import ArrayRecordDataSource
@@ -23,7 +24,7 @@ import numpy as np
 
 from data_pipeline.errors import UserError
 from data_pipeline.manifest import FORMAT_VERSION, Field, Manifest, Shard
-from data_pipeline.whole_files import failures, file_sha256, put
+from data_pipeline.whole_files import failures, file_sha256, in_bucket, put
 
 __all__ = [
     "FORMAT_VERSION",
@@ -60,14 +61,16 @@ def write_shard(path: epath.PathLike, records: np.ndarray, temporary: Path | Non
     Args:
         path: the file, on a disk or in a bucket; it appears, or is replaced, once it is complete.
         records: [n] of a manifest's `record_dtype`.
-        temporary: where it is written first, on the same disk unless in a bucket; beside it by
-            default.
+        temporary: where it is written first, on the same disk unless in a bucket; by default
+            beside it, or in the folder for temporary files.
 
     Raises:
         UserError: the file cannot be written.
     """
     place = epath.Path(path)
-    temporary = temporary or Path(place.with_name(f".{place.name}.tmp"))
+    if temporary is None:
+        folder = tempfile.gettempdir() if in_bucket(place) else place.parent
+        temporary = Path(folder) / f".{place.name}.tmp"
     size = records.dtype.itemsize
     raw = np.ascontiguousarray(records).view(np.uint8).data
     try:

@@ -24,6 +24,7 @@ from etils import epath
 from data_pipeline.errors import UserError
 from data_pipeline.manifest import FILE_NAME, Manifest, Shard
 from data_pipeline.progress import progress_bar
+from data_pipeline.whole_files import in_bucket
 
 MEMORY = "/dev/shm/shortcut_tpu"
 _THREADS = 8
@@ -42,8 +43,7 @@ def local(path: str | os.PathLike[str], stage: str = "") -> Path:
         UserError: there are no records, a shard is not what the manifest says, or the copy does not
             fit.
     """
-    in_bucket = "://" in os.fspath(path)
-    if not in_bucket and not stage:
+    if not in_bucket(path) and not stage:
         return Path(path)
     source = epath.Path(path)
     try:

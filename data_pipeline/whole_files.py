@@ -5,7 +5,8 @@ upload is through, so it needs no other name.
 
 Usage:
     write_json(epath.Path("gs://BUCKET/manifest.json"), content)
-    put(Path("/tmp/shard"), epath.Path("gs://BUCKET/shard"))
+    write_text(epath.Path("DIR/notes"), "text")
+    put(Path("shard.tmp"), epath.Path("gs://BUCKET/shard"))
     try:
         ...
     except failures() as error:   # whatever disks and buckets raise
@@ -64,24 +65,32 @@ def put(written: Path, path: epath.Path) -> None:
         os.replace(written, path)
 
 
-def write_json(path: epath.Path, content: Any, suffix: str = ".tmp") -> None:
-    """Writes indented JSON, whole or not at all; the same content gives the same bytes.
+def write_text(path: epath.Path, text: str, suffix: str = ".tmp") -> None:
+    """Writes a text, whole or not at all.
 
     Args:
         path: the file.
-        content: what JSON can hold.
+        text: all of it.
         suffix: what the temporary file beside it ends in; each of several writers needs its own.
+
+    Raises:
+        one of `failures()`.
+    """
+    if in_bucket(path):
+        path.write_text(text)
+    else:
+        temporary = Path(path.with_name(f".{path.name}{suffix}"))
+        temporary.write_text(text, encoding="utf-8")
+        put(temporary, path)
+
+
+def write_json(path: epath.Path, content: Any, suffix: str = ".tmp") -> None:
+    """Writes indented JSON as `write_text` does; the same content gives the same bytes.
 
     Raises:
         UserError: the file cannot be written.
     """
-    text = json.dumps(content, indent=2) + "\n"
     try:
-        if in_bucket(path):
-            path.write_text(text)
-        else:
-            temporary = Path(path.with_name(f".{path.name}{suffix}"))
-            temporary.write_text(text, encoding="utf-8")
-            put(temporary, path)
+        write_text(path, json.dumps(content, indent=2) + "\n", suffix)
     except failures() as error:
         raise UserError(f"{path}: cannot be written: {error}") from None

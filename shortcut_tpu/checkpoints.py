@@ -26,6 +26,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from data_pipeline.errors import UserError
+from data_pipeline.whole_files import in_bucket
 from shortcut_tpu import checksums
 
 _NONE, _ALL_DAMAGED = -1, -2
@@ -55,14 +56,14 @@ class Checkpoints:
           UserError: the folder is in a bucket, and the package for that is missing.
         """
         self.failures = 0
-        folder, in_bucket = epath.Path(directory), "://" in os.fspath(directory)
-        if in_bucket and importlib.util.find_spec("google.cloud.storage") is None:
+        folder, remote = epath.Path(directory), in_bucket(directory)
+        if remote and importlib.util.find_spec("google.cloud.storage") is None:
             raise UserError(
                 f"{folder}: Orbax needs google-cloud-storage for a bucket: pip install"
                 " 'shortcut_tpu[cloud]'"
             )
         # Orbax wants an absolute path; `resolve` would make gs:// a folder of this machine.
-        self._folder = folder if in_bucket else folder.resolve()
+        self._folder = folder if remote else folder.resolve()
         self._keep = keep
         self._config = config.to_dict() if config is not None else {}
         self._options = ocp.CheckpointManagerOptions(
@@ -71,7 +72,7 @@ class Checkpoints:
             create=keep is not None,
             save_interval_steps=1 if keep is not None else 0,
             # In a bucket it would delete a checkpoint that has lost a file, too.
-            cleanup_tmp_directories=keep is not None and not in_bucket,
+            cleanup_tmp_directories=keep is not None and not remote,
         )
         self._manager = self._open()
         self._finishing: threading.Thread | None = None

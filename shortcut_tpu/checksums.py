@@ -19,9 +19,10 @@ from typing import Any
 
 from etils import epath
 
+from data_pipeline.whole_files import file_sha256, write_text
+
 _CHECKSUMS = "checksums"
 _DAMAGED = "damaged"
-_CHUNK_BYTES = 1 << 24
 _THREADS = 8
 
 UNFINISHED = "its save or its removal was interrupted"
@@ -51,9 +52,7 @@ def write(folder: epath.Path, step: int) -> None:
         }
     target = _checksums_of(folder, step)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.tmp")
-    temporary.write_text(json.dumps({"step": step, "files": content}, indent=2) + "\n")
-    temporary.replace(target)
+    write_text(target, json.dumps({"step": step, "files": content}, indent=2) + "\n")
 
 
 def find_problem(folder: epath.Path, step: int) -> str | None:
@@ -72,7 +71,7 @@ def find_problem(folder: epath.Path, step: int) -> str | None:
         try:
             if path.stat().length != size:
                 return f"{name} has {path.stat().length} bytes instead of {size}"
-            return None if _sha256(path) == sha256 else f"{name} is not what was written"
+            return None if file_sha256(path) == sha256 else f"{name} is not what was written"
         except OSError:
             return f"{name} is missing or cannot be read"
 
@@ -139,15 +138,7 @@ def _walk(directory: epath.Path) -> list[epath.Path]:
 
 
 def _describe(path: epath.Path) -> dict[str, Any]:
-    return {"bytes": path.stat().length, "sha256": _sha256(path)}
-
-
-def _sha256(path: epath.Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+    return {"bytes": path.stat().length, "sha256": file_sha256(path)}
 
 
 def _move(source: epath.Path, target: epath.Path) -> None:

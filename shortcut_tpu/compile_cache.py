@@ -8,6 +8,7 @@ from etils import epath
 import jax
 
 from data_pipeline.errors import UserError
+from data_pipeline.whole_files import failures
 
 
 def enable(folder: str) -> None:
@@ -23,8 +24,7 @@ def enable(folder: str) -> None:
         return
     try:
         epath.Path(folder).mkdir(parents=True, exist_ok=True)
-    # TensorFlow, which reaches buckets, has errors of its own.
-    except Exception as error:
+    except failures() as error:
         reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
         raise UserError(f"train.compile_cache={folder}: {reason}") from None
     jax.config.update("jax_compilation_cache_dir", folder)

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 import configs
 from data_pipeline.errors import UserError
+from data_pipeline.whole_files import write_text
 
 CONFIG_FILE = "config.json"
 _CONFIG_FOLDER = Path(configs.__file__).parent
@@ -132,9 +133,7 @@ def save(config: ConfigDict, workdir: epath.PathLike) -> None:
     workdir = epath.Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     text = json.dumps(config.to_dict(), indent=2)
-    temporary = workdir / f".{CONFIG_FILE}.tmp"
-    temporary.write_text(text + "\n")
-    temporary.replace(workdir / CONFIG_FILE)
+    write_text(workdir / CONFIG_FILE, text + "\n")
 
 
 def restore(workdir: epath.PathLike) -> ConfigDict:

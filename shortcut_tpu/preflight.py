@@ -13,7 +13,7 @@ shardings are those that `shortcut_tpu.train` runs on that pod. Exits 1 where it
 figures are the compiler's and the chips' published peaks: nothing was run. With
 --config.train.compile_cache=DIR the compiled step is kept in the folder where `train` looks; no pod
 has tried yet whether it finds that one, and a pod that does not compiles as it would have. --all
-takes a minute a row; stopped and started again with the same --json it goes on where it was.
+takes about 12 s a row; stopped and started again with the same --json it goes on where it was.
 """
 
 import os
@@ -60,7 +60,7 @@ def define_flags() -> None:
     flags.DEFINE_boolean(
         "all",
         False,
-        "A table of every config on every pod; --config or --topology leaves one. A minute a row.",
+        "A table of every config on every pod; --config or --topology leaves one.",
     )
     command.define_json()
 

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from data_pipeline import outcome
 from data_pipeline.errors import UserError
+from data_pipeline.whole_files import in_bucket
 from shortcut_tpu import config as config_lib
 from shortcut_tpu import distributed
 from shortcut_tpu.lease import Lease
@@ -35,7 +36,7 @@ def claimed(workdir: epath.Path) -> Iterator[None]:
       UserError: another run has it.
     """
     with contextlib.ExitStack() as held:
-        if "://" in os.fspath(workdir):
+        if in_bucket(workdir):
             lease = Lease(workdir, os.environ.get(outcome.RUN) or uuid.uuid4().hex)
             distributed.first_does(lambda: _enter(held, lease))
         else:

@@ -24,6 +24,7 @@ import numpy as np
 
 from data_pipeline.errors import UserError
 from data_pipeline.sources.base import UNLABELED, EncodedImage, digest_of, reason
+from data_pipeline.whole_files import in_bucket
 
 _LABELS = ("labels.txt", "labels.csv")
 _CSV_TITLE = "ImageId"  # How LOC_val_solution.csv begins.
@@ -50,7 +51,7 @@ class ImageFolderSource:
             UserError: the folder is missing or empty, or the list does not fit its files.
         """
         self._root = epath.Path(path).expanduser()
-        self._remote = "://" in os.fspath(self._root)
+        self._remote = in_bucket(self._root)
         self.name = f"imagefolder:{self._root.name}"
         try:
             if not self._root.is_dir():

@@ -130,9 +130,8 @@ class Candidate:
 
     @property
     def batch_size(self) -> int:
-        """Rows, of the labels that both programs take."""
-        labels = self.arguments[1]["label"] if self.trains else self.arguments[-1]
-        return labels.shape[0]
+        """Rows of the global batch; the sampler's last argument is of labels, a row each."""
+        return jax.tree.leaves(self.arguments[-1])[0].shape[0]
 
     def passes(self) -> int:
         depth = self.experiment.config.model.depth

@@ -283,11 +283,8 @@ class Network(nnx.Module):
         return place_output(self.from_tokens(out))
 
 
-class DiT(Model):
-    """A DiT as two pure functions, `init` and `apply`, over a nested dict of parameters."""
-
-    Config = DiTConfig
-    Network = Network
+class Transformer(Model):
+    """What a DiT of latents and one of actions share: `apply`."""
 
     def apply(
         self,
@@ -302,13 +299,20 @@ class DiT(Model):
 
         Args:
           params: from `init`, any float dtype.
-          x: [B, H, W, C] latents at time t.
+          x: [B, H, W, C] latents at time t, or [B, horizon, A] actions.
           t: [B] time in [0, 1]; 0 is noise and 1 is data.
           d: [B] step size in [0, 1]; below 2^-finest_level it counts as that.
-          labels: [B] int, `null_label` for none.
+          labels: [B] int, or [B, O] observations; `null_label` for none.
           conditions: [B] in [0, 1] for each name of `TransformerConfig.conditions`.
 
         Returns:
-          [B, H, W, C] float32, C times as many channels as there are heads.
+          Like x, float32, with C or A times as many channels as there are heads.
         """
         return self.network(params)(x, t, d, labels, conditions)
+
+
+class DiT(Transformer):
+    """A DiT as two pure functions, `init` and `apply`, over a nested dict of parameters."""
+
+    Config = DiTConfig
+    Network = Network

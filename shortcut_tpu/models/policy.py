@@ -16,7 +16,6 @@ import numpy as np
 
 from shortcut_tpu.models import dit
 from shortcut_tpu.models.embeddings import sincos_1d
-from shortcut_tpu.models.model import Model, Params
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,8 +76,8 @@ class Network(dit.Network):
         return sincos_1d(self.config.width, self.config.num_patches)
 
 
-class Policy(Model):
-    """The network as two pure functions, `init` and `apply`."""
+class Policy(dit.Transformer):
+    """A policy as two pure functions; x are chunks [B, horizon, A], labels observations [B, O]."""
 
     Config = PolicyConfig
     Network = Network
@@ -88,27 +87,3 @@ class Policy(Model):
     def null_label(self) -> float:
         """An observation of zeros stands for none."""
         return 0.0
-
-    def apply(
-        self,
-        params: Params,
-        x: jax.Array,
-        t: jax.Array,
-        d: jax.Array,
-        labels: jax.Array,
-        **conditions: jax.Array,
-    ) -> jax.Array:
-        """The mean velocity s(x_t, t, d, o).
-
-        Args:
-          params: from `init`, any float dtype.
-          x: [B, horizon, A] chunks of actions at time t.
-          t: [B] time in [0, 1]; 0 is noise and 1 is data.
-          d: [B] step size in [0, 1]; below 2^-finest_level it counts as that.
-          labels: [B, O] observations, zeros for none.
-          conditions: [B] in [0, 1] for each name of `TransformerConfig.conditions`.
-
-        Returns:
-          [B, horizon, A] float32, as many times A numbers as there are heads.
-        """
-        return self.network(params)(x, t, d, labels, conditions)

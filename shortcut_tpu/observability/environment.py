@@ -14,6 +14,7 @@ from typing import Any
 from etils import epath
 import jax
 
+from data_pipeline.whole_files import write_text
 import shortcut_tpu
 
 FILE = "environment.jsonl"
@@ -44,9 +45,7 @@ def record(workdir: epath.Path, step: int) -> None:
     # A bucket knows no appending.
     before = path.read_text() if path.exists() else ""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    temporary = workdir / f".{FILE}.tmp"
-    temporary.write_text(before + json.dumps({"step": step, "time": now, **describe()}) + "\n")
-    temporary.replace(path)
+    write_text(path, before + json.dumps({"step": step, "time": now, **describe()}) + "\n")
 
 
 def recorded(workdir: epath.Path) -> list[dict[str, Any]]:

@@ -22,6 +22,7 @@ import time
 from etils import epath
 import jax
 
+from data_pipeline.whole_files import failures, write_text
 from shortcut_tpu.observability.clock import STEP
 
 FILE = "goodput.jsonl"
@@ -120,15 +121,10 @@ class Goodput:
     def _write(self, starts: Sequence[Start]) -> None:
         lines = "".join(json.dumps(dataclasses.asdict(start)) + "\n" for start in starts)
         try:
-            # A bucket knows no appending, and writes an object whole or not at all.
-            if "://" in str(self._path):
-                self._path.write_text(lines)
-                return
-            temporary = self._path.with_name(f".{FILE}.tmp")
-            temporary.write_text(lines)
-            temporary.replace(self._path)
-        # TensorFlow, which writes to buckets, has errors of its own; no figure is worth the run.
-        except Exception as error:
+            # A bucket knows no appending.
+            write_text(self._path, lines)
+        # No figure is worth the run.
+        except failures() as error:
             reason = str(error).partition("\n")[0]
             print(f"warning: {self._path}: not written: {reason}", file=sys.stderr, flush=True)
 

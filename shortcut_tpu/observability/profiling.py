@@ -19,6 +19,7 @@ from etils import epath
 import jax
 
 from data_pipeline.errors import UserError
+from data_pipeline.whole_files import failures
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,8 +104,8 @@ class Profiler:
             # XProf tells hosts apart by their files' names.
             path = target / f"host_{jax.process_index()}.xplane.pb"
             path.write_bytes(trace.read_bytes())
-        # TensorFlow, which writes to buckets, has errors of its own; no profile is worth the run.
-        except Exception as error:
+        # No profile is worth the run.
+        except failures(ValueError) as error:
             reason = str(error).partition("\n")[0]
             print(f"warning: {target}: no profile: {reason}", file=sys.stderr, flush=True)
         self._local.cleanup()

@@ -100,3 +100,19 @@ def test_a_bucket_that_may_not_be_read_is_named_in_a_line(tmp_path):
     assert "Traceback" not in done.stderr
     [line] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert "403" in line and "gs://bucket/run/" in line
+
+
+def test_demonstrations_in_a_bucket_are_those_on_a_disk(tmp_path):
+    bucket = FakeBucket(tmp_path)
+    command = [sys.executable, "-m", "data_pipeline.demonstrate", "--episodes=3"]
+    environment = {**os.environ, **bucket.environment(), "TMPDIR": str(tmp_path)}
+    with bucket.serving():
+        for output in (tmp_path / "one", "gs://bucket/demonstrations"):
+            subprocess.run([*command, f"--output={output}"], env=environment, check=True)
+    bucket.download("gs://bucket/demonstrations", tmp_path / "two")
+    one, two = (
+        {file.name: file.read_bytes() for file in (tmp_path / name).iterdir()}
+        for name in ("one", "two")
+    )
+    assert one == two
+    assert not list(tmp_path.glob(".shard*"))

@@ -211,3 +211,10 @@ def test_a_candidate_s_arguments_are_those_of_its_program(tiny_config, devices, 
     assert candidate.batch_size == batch
     if program == "sample":
         assert out.shape == (batch, 8, 8, 1)
+
+
+def test_a_policy_s_batch_is_counted_too(devices):
+    """Its records have no labels."""
+    pod = types.SimpleNamespace(devices=lambda: devices[:4])
+    candidate = Candidate.make(config_lib.load("pusht_toy"), pod, "train", steps=1)
+    assert candidate.batch_size == 256

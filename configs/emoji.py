@@ -1,5 +1,6 @@
 """3786 emoji of 64x64 pixels in ten categories, latent, class-conditional: ImageNet's rehearsal.
 
+  launch/setup_venv.sh evaluation
   npm pack emoji-datasource-google@16.0.0
   python -m data_pipeline.emoji --package=emoji-datasource-google-16.0.0.tgz \\
       --output=data/emoji-images

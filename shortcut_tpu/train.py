@@ -265,7 +265,7 @@ def main() -> None:
         profile = None
     state = train(config, workdir, values.allow_config_change, profile)
     if int(state.step) >= config.train.num_steps:
-        say(*where_things_are(workdir))
+        say(*where_things_are(workdir, makes_images=not config.data.horizon))
     if still_waiting():
         distributed.end_now()
 

@@ -47,8 +47,8 @@ def progress_line(
     return "  ".join(parts)
 
 
-def where_things_are(workdir: epath.Path) -> list[str]:
-    """Lines that say what a run has left, and the commands that show it."""
+def where_things_are(workdir: epath.Path, makes_images: bool) -> list[str]:
+    """Lines that say what a run has left, and the commands that show it; actions are rolled out."""
     evaluations = workdir / "evaluations"
     module = "python -m shortcut_tpu"
     lines = {
@@ -56,7 +56,10 @@ def where_things_are(workdir: epath.Path) -> list[str]:
         "distances": evaluations if evaluations.exists() else "",
         "curves, sheets": f"tensorboard --logdir={workdir}",
         "report": f"{module}.report --workdir={workdir}",
-        "samples": f"{module}.sample --workdir={workdir} --output=samples.png",
-        "scores": f"{module}.evaluate --workdir={workdir}",
     }
+    if makes_images:
+        lines["samples"] = f"{module}.sample --workdir={workdir} --output=samples.png"
+        lines["scores"] = f"{module}.evaluate --workdir={workdir}"
+    else:
+        lines["success"] = f"{module}.rollout --workdir={workdir} --output=ways.png"
     return [f"{name:<15} {what}" for name, what in lines.items() if what]

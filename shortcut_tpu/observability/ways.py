@@ -40,5 +40,6 @@ def ways_figure(ways: Mapping[int, np.ndarray], task: Task, repeats: int) -> np.
             panel.add_patch(Circle(task.goal, task.bodies[-1].radius, fill=False, ls="--"))
             panel.set(xlim=(-1, 1), ylim=(-1, 1), aspect="equal", xticks=[], yticks=[])
         panels[0, column].set_title(f"{num_steps} step{'s' if num_steps > 1 else ''}")
+    figure.supxlabel("pusher blue, block grey, goal dashed; red: the goal was missed", fontsize=9)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()

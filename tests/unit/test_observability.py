@@ -40,11 +40,13 @@ def test_a_line_fits_a_narrow_terminal_and_names_only_trouble():
 
 def test_the_end_names_only_what_there_is(tmp_path):
     workdir = epath.Path(tmp_path)
-    before = where_things_are(workdir)
+    before = where_things_are(workdir, makes_images=True)
     (workdir / "evaluations").mkdir()
-    after = where_things_are(workdir)
+    after = where_things_are(workdir, makes_images=True)
     assert all(str(workdir) in line for line in after)
     assert [line.split()[-1] for line in after if line not in before] == [f"{workdir}/evaluations"]
+    of_policy = " ".join(where_things_are(workdir, makes_images=False))
+    assert "rollout" in of_policy and "sample" not in of_policy and "evaluate" not in of_policy
 
 
 def test_parameters_are_counted_by_module_and_listed_whole():

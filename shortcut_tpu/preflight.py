@@ -51,7 +51,10 @@ def define_flags() -> None:
         "topology", None, 'Pod, such as v5e-256, v6e-256, v5p-128, v4-64, or slices: "2x v5e-256".'
     )
     flags.DEFINE_enum(
-        "program", "train", PROGRAMS, "The train step, or the sampler of evaluation (latents)."
+        "program",
+        "train",
+        PROGRAMS,
+        "The train step, the sampler of evaluation (latents), or the network once.",
     )
     flags.DEFINE_integer("steps", 1, "Steps of the sampler.", lower_bound=1)
     flags.DEFINE_boolean(

@@ -112,6 +112,21 @@ class Topology:
             )
         return cls(name, generation, _grid(chips, chip.dimensions), int(match[1] or 1))
 
+    @classmethod
+    def of_devices(cls, devices: Sequence[Any]) -> "Topology | None":
+        """The pod that these devices are, or None where their chip has no published peaks here."""
+        generation = _DEVICE_KINDS.get(devices[0].device_kind)
+        if generation is None:
+            return None
+        slices = len({getattr(device, "slice_index", 0) for device in devices})
+        chips = len(devices) // slices
+        cores = 2 if CHIPS[generation].cores_in_name else 1
+        first = getattr(devices[0], "slice_index", 0)
+        places = [d.coords for d in devices if getattr(d, "slice_index", 0) == first]
+        grid = tuple(len({*along}) for along in zip(*places, strict=True))
+        name = f"{generation}-{chips * cores}"
+        return cls(f"{slices}x {name}" if slices > 1 else name, generation, grid, slices)
+
     @property
     def chip(self) -> Chip:
         return CHIPS[self.generation]

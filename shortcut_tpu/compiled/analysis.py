@@ -5,7 +5,7 @@ Usage:
   print(figures["fits"], figures["bound_by"], figures["mfu_bound"])
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 import dataclasses
 import functools
 import hashlib
@@ -35,7 +35,7 @@ from shortcut_tpu.experiment import Experiment, latent_shape, needs_pairs
 from shortcut_tpu.flops import count_flops, kernel_flops, layer_passes
 from shortcut_tpu.topologies import Topology
 
-PROGRAMS = ("train", "sample")
+PROGRAMS = ("train", "sample", "forward")
 # What makes figures of a compiled program, beside this package.
 _READERS = ("flops.py", "topologies.py")
 
@@ -71,7 +71,7 @@ def latent_scale(config: ConfigDict) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """A program of a config on a pod, not yet compiled.
+    """A program of a config on some devices, not yet compiled.
 
     Attributes:
       program: one of PROGRAMS.
@@ -81,25 +81,28 @@ class Candidate:
     """
 
     experiment: Experiment
-    topology: Topology
     program: str
     steps: int
     function: Any
     arguments: tuple[Any, ...]
 
     @classmethod
-    def make(cls, config: ConfigDict, topology: Topology, program: str, steps: int) -> "Candidate":
-        """The train step, or the sampler of evaluation at a number of steps.
+    def make(
+        cls, config: ConfigDict, devices: Sequence[jax.Device], program: str, steps: int = 1
+    ) -> "Candidate":
+        """The train step, the sampler of evaluation at a number of steps, or a bare forward pass.
 
         Raises:
-          UserError: libtpu is missing, or the config is not valid on so many chips.
+          UserError: the config is not valid on so many devices.
         """
-        experiment = Experiment.from_config(config, topology.devices(), latent_scale(config))
+        experiment = Experiment.from_config(config, devices, latent_scale(config))
         if program == "train":
             batch = experiment.abstract_batch(batch_fields(config))
             arguments = (experiment.abstract_state, batch)
-            return cls(experiment, topology, program, steps, experiment.train_step, arguments)
-        return cls(experiment, topology, program, steps, *_sampler(experiment, steps))
+            return cls(experiment, program, steps, experiment.train_step, arguments)
+        if program == "sample":
+            return cls(experiment, program, steps, *_sampler(experiment, steps))
+        return cls(experiment, program, steps, *_forward(experiment))
 
     @property
     def trains(self) -> bool:
@@ -111,11 +114,10 @@ class Candidate:
         """Traced, with its shardings: what the compiler is given."""
         return self.function.lower(*self.arguments)
 
-    @functools.cached_property
-    def fingerprint(self) -> str:
+    def fingerprint(self, topology: Topology) -> str:
         """A digest of all that its figures depend on: the program, the compiler, what reads it."""
         digest = hashlib.sha256(self.lowered.as_text().encode())
-        for text in (self.topology.name, importlib.metadata.version("libtpu")):
+        for text in (topology.name, importlib.metadata.version("libtpu")):
             digest.update(text.encode())
         package = Path(__file__).parent
         for path in (*sorted(package.glob("*.py")), *(package.parent / name for name in _READERS)):
@@ -140,16 +142,32 @@ class Candidate:
 
 def _sampler(experiment: Experiment, steps: int) -> tuple[Any, tuple[Any, ...]]:
     """The sampler without a decoder: what it makes are latents."""
-    config = experiment.config
     generator = make_generator(experiment, load_autoencoder("identity"))
     rows = partitioning.rows(experiment.mesh)
-    count = config.evaluation.batch_size
-    count += -count % partitioning.row_shards(experiment.mesh)
+    count = _sampled_rows(experiment)
     indices = jax.ShapeDtypeStruct((count,), "uint32", sharding=rows)
     labels = jax.ShapeDtypeStruct((count,), "int32", sharding=rows)
     params = experiment.abstract_state.emas["evaluation"]
     no_weights = None
     return generator.program(steps), (params, no_weights, indices, labels)
+
+
+def _forward(experiment: Experiment) -> tuple[Any, tuple[Any, ...]]:
+    """The network once, on as many rows as the sampler."""
+    rows = partitioning.rows(experiment.mesh)
+    count = _sampled_rows(experiment)
+    x = jax.ShapeDtypeStruct((count, *experiment.latent_shape), "float32", sharding=rows)
+    time, labels = (
+        jax.ShapeDtypeStruct((count,), dtype, sharding=rows) for dtype in ("float32", "int32")
+    )
+    params = experiment.abstract_state.emas["evaluation"]
+    function = jax.jit(experiment.placed(experiment.model.apply), out_shardings=rows)
+    return function, (params, x, time, time, labels)
+
+
+def _sampled_rows(experiment: Experiment) -> int:
+    count: int = experiment.config.evaluation.batch_size
+    return count + -count % partitioning.row_shards(experiment.mesh)
 
 
 def analyse(
@@ -169,17 +187,17 @@ def analyse(
     Raises:
       UserError: libtpu is missing, or the config is not valid on so many chips.
     """
-    return examine(Candidate.make(config, topology, program, steps))
+    return examine(Candidate.make(config, topology.devices(), program, steps), topology)
 
 
-def examine(candidate: Candidate) -> dict[str, Any]:
-    """Compiles a candidate.
+def examine(candidate: Candidate, topology: Topology) -> dict[str, Any]:
+    """Compiles a candidate, whose devices are the topology's.
 
     Returns:
       The figures of the report, all of one chip but `model_flops` and `executed_flops`; `reason`
       is there only where the program does not fit, and then little else.
     """
-    figures = _known_before(candidate)
+    figures = _known_before(candidate, topology)
     started = time.monotonic()
     try:
         compiled = candidate.lowered.compile()
@@ -187,7 +205,12 @@ def examine(candidate: Candidate) -> dict[str, Any]:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return figures | {"fits": False, "reason": _reason(str(error))}
-    seconds = time.monotonic() - started
+    took = {"compile_seconds": round(time.monotonic() - started, 1)}
+    return figures | took | examine_compiled(candidate, topology, compiled)
+
+
+def examine_compiled(candidate: Candidate, topology: Topology, compiled: Any) -> dict[str, Any]:
+    """Of what `examine` returns, what a candidate's executable holds."""
     memory = compiled.memory_analysis()
     # Donated outputs live in their arguments' place.
     used = (
@@ -197,22 +220,17 @@ def examine(candidate: Candidate) -> dict[str, Any]:
         + memory.temp_size_in_bytes
         + memory.generated_code_size_in_bytes
     )
-    return (
-        figures
-        | {
-            "fits": used <= candidate.topology.hbm_bytes,
-            "compile_seconds": round(seconds, 1),
-            "hbm_bytes_per_chip": used,
-            "hbm_state_bytes": memory.argument_size_in_bytes,
-            "hbm_temporary_bytes": memory.temp_size_in_bytes,
-            "hbm_code_bytes": memory.generated_code_size_in_bytes,
-        }
-        | _costs(candidate, Program.parse(compiled.as_text()))
-    )
+    return {
+        "fits": used <= topology.hbm_bytes,
+        "hbm_bytes_per_chip": used,
+        "hbm_state_bytes": memory.argument_size_in_bytes,
+        "hbm_temporary_bytes": memory.temp_size_in_bytes,
+        "hbm_code_bytes": memory.generated_code_size_in_bytes,
+    } | _costs(candidate, topology, Program.parse(compiled.as_text()))
 
 
-def _known_before(candidate: Candidate) -> dict[str, Any]:
-    experiment, topology = candidate.experiment, candidate.topology
+def _known_before(candidate: Candidate, topology: Topology) -> dict[str, Any]:
+    experiment = candidate.experiment
     state = experiment.abstract_state
     kinds = {"parameters": _bytes_per_chip(state.params)}
     if candidate.trains:
@@ -239,14 +257,14 @@ def _bytes_per_chip(tree: Any) -> int:
     )
 
 
-def _costs(candidate: Candidate, program: Program) -> dict[str, Any]:
-    mesh, chips = candidate.experiment.mesh, candidate.topology.chips
+def _costs(candidate: Candidate, topology: Topology, program: Program) -> dict[str, Any]:
+    mesh, chips = candidate.experiment.mesh, topology.chips
     shape = dict(mesh.shape)
-    shape[partitioning.DATA] //= candidate.topology.slices
+    shape[partitioning.DATA] //= topology.slices
     moved = collectives(program, shape)
     kernels = kernel_flops(candidate.function, *candidate.arguments)
     flops = executed_flops(program, kernels)
-    roofline = Roofline.of(flops, hbm_bytes(program), moved, candidate.topology, mesh)
+    roofline = Roofline.of(flops, hbm_bytes(program), moved, topology, mesh)
     model_flops = candidate.model_flops()
     needed = required_bytes(candidate.experiment, candidate.passes(), gradients=candidate.trains)
     total = sum(collective.total_bytes for collective in moved)

@@ -65,11 +65,12 @@ def matrix(
 
 def _row(config: ConfigDict, pod: str, program: str, steps: int, known: Mapping[str, Row]) -> Row:
     try:
-        candidate = Candidate.make(config, Topology.parse(pod), program, steps)
+        topology = Topology.parse(pod)
+        candidate = Candidate.make(config, topology.devices(), program, steps)
     except UserError as error:
         return {"topology": pod, "fits": False, "reason": str(error)}
-    key = candidate.fingerprint
-    figures = known.get(key) or examine(candidate)
+    key = candidate.fingerprint(topology)
+    figures = known.get(key) or examine(candidate, topology)
     return {name: figure for name, figure in figures.items() if name != "config"} | {"key": key}
 
 

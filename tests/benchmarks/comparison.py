@@ -15,6 +15,7 @@ import time
 from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 
 Measure = Callable[[], float]
 
@@ -32,12 +33,14 @@ class Options:
       rounds: how often each of the two is measured.
       official: a clone of the official repository.
       autoencoder: NAME or NAME:WEIGHTS, for the benchmark of encode_latents.
+      config: what the step and the official one train, in place of a small network.
     """
 
     folder: Path
     rounds: int = 5
     official: Path | None = None
     autoencoder: str | None = None
+    config: ConfigDict | None = None
 
 
 @dataclasses.dataclass(frozen=True)

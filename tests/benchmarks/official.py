@@ -1,8 +1,9 @@
 """Our shortcut step beside one made of the official repository's network and targets.
 
-Both have the official network in float32, the same batch, a share of 1/8 and one average of the
-weights. The official code is imported from a clone and nothing of it is kept; its step lives inside
-its main function, so what surrounds network and targets here is ours, and does the same.
+Both have the official network, the same batch and dtype, a share of 1/8, no guidance and one
+average of the weights, on one device. The official code is imported from a clone and nothing of it
+is kept; its step lives inside its main function, so what surrounds network and targets here is
+ours, and does the same.
 """
 
 from collections.abc import Callable
@@ -18,8 +19,9 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 import optax
 
+from shortcut_tpu.flops import count_flops
 from tests.benchmarks.comparison import Bar, Comparison, Options, Skipped, in_turns
-from tests.benchmarks.small import Run, random_batch, small_config
+from tests.benchmarks.small import Run, abstract_batch, random_batch, small_config
 
 SHARE = 0.125
 STEPS = 2
@@ -37,8 +39,8 @@ def import_official(clone: Path) -> tuple[dict[str, ModuleType], type]:
     return modules, TrainStateEma
 
 
-def official_step(clone: Path, config: ConfigDict) -> tuple[Any, Callable[[Any], Any]]:
-    """A fresh official state, and the jitted step on one batch."""
+def official_step(clone: Path, config: ConfigDict) -> tuple[Any, Callable[[Any], Any], int]:
+    """A fresh official state, the jitted step on one batch, and its operations in products."""
     modules, train_state = import_official(clone)
     model, optimizer = config.model, config.optimizer
     network = modules["model"].DiT(
@@ -50,7 +52,7 @@ def official_step(clone: Path, config: ConfigDict) -> tuple[Any, Callable[[Any],
         out_channels=config.data.channels,
         class_dropout_prob=config.objective.shortcut.label_dropout,
         num_classes=config.data.num_classes,
-        dtype=jnp.float32,
+        dtype=jnp.dtype(model.dtype),
     )
     flags = SimpleNamespace(
         batch_size=config.batch_size,
@@ -103,17 +105,17 @@ def official_step(clone: Path, config: ConfigDict) -> tuple[Any, Callable[[Any],
     # The official network prints shapes whenever it is traced.
     with contextlib.redirect_stdout(io.StringIO()):
         state = jax.jit(create)()
-        compiled = jax.jit(step).lower(state).compile()
-    return state, compiled
+        return state, jax.jit(step).lower(state).compile(), count_flops(step, state)
 
 
 def measure(options: Options) -> list[Comparison]:
     if options.official is None:
         raise Skipped("give --official=CLONE of github.com/kvfrans/shortcut-models")
-    config = small_config().copy_and_resolve_references()
-    config.objective.shortcut.bootstrap_share = SHARE
+    config = (options.config or small_config()).copy_and_resolve_references()
+    with config.unlocked():
+        config.objective.shortcut.update({"bootstrap_share": SHARE, "guidance": 1.0})
     run = Run(config, jax.devices()[:1])
-    state, compiled = official_step(options.official, config)
+    state, compiled, their_flops = official_step(options.official, config)
 
     def official() -> float:
         nonlocal state
@@ -125,9 +127,9 @@ def measure(options: Options) -> list[Comparison]:
 
     official()
     ours, other = in_turns(lambda: run.seconds_a_step(STEPS), official, options.rounds)
-    flops = [program.cost_analysis()["flops"] for program in (run.compiled, compiled)]
+    our_flops = count_flops(run.experiment.train_step, run.state, abstract_batch(run.experiment))
     name = "our step over the official one, k = 1/8"
     return [
-        Comparison(f"{name}, FLOPs", "FLOPs", flops[:1], flops[1:], Bar(high=1.02)),
+        Comparison(f"{name}, FLOPs", "FLOPs", [our_flops], [their_flops], Bar(high=1.02)),
         Comparison(f"{name}, time", "s", ours, other, Bar(high=1.05)),
     ]

@@ -3,8 +3,11 @@
   python -m tests.benchmarks.run                                # all but those that need a file
   python -m tests.benchmarks.run --only=loader,sampler --rounds=9 --json=figures.json
   python -m tests.benchmarks.run --official=../shortcut-models --autoencoder=taef2:WEIGHTS
+  python -m tests.benchmarks.run --official=../shortcut-models --only=official \\
+      --config=imagenet256_b                                    # on an accelerator
 
-Takes minutes, on this machine's processor alone; nothing else should run beside it. Exits 1 where a
+Takes minutes; nothing else should run beside it. All but `official` are made for a processor: what
+a config costs on an accelerator is measured by `python -m shortcut_tpu.measure`. Exits 1 where a
 ratio is not within its bar.
 """
 
@@ -43,6 +46,7 @@ def load(name: str) -> ModuleType:
 
 
 def define_flags() -> None:
+    command.define_config()
     flags.DEFINE_list("only", list(NAMES), f"Of {', '.join(NAMES)}.")
     flags.DEFINE_integer("rounds", 5, "How often each of two things is measured.", 1)
     flags.DEFINE_string("official", None, "A clone of github.com/kvfrans/shortcut-models.")
@@ -60,7 +64,7 @@ def options(folder: Path) -> Options:
     clone = Path(values.official) if values.official else None
     if clone is not None and not (clone / "targets_shortcut.py").is_file():
         raise UserError(f"--official={clone}: not a clone of github.com/kvfrans/shortcut-models")
-    return Options(folder, values.rounds, clone, values.autoencoder)
+    return Options(folder, values.rounds, clone, values.autoencoder, values.config)
 
 
 def main() -> None:
@@ -96,8 +100,11 @@ def main() -> None:
 def with_environment() -> None:
     """Starts this process again, if need be, with the environment that a rehearsed host has.
 
-    JAX reads it when it is imported, and the allocator before that.
+    JAX reads it when it is imported, and the allocator before that. A config is for the devices
+    that there are.
     """
+    if any(argument.startswith("--config=") for argument in sys.argv):
+        return
     environment = host_environment(1)
     if environment != os.environ:
         arguments = [sys.executable, "-m", "tests.benchmarks.run", *sys.argv[1:]]

@@ -124,15 +124,18 @@ def fill(configs, known, monkeypatch):
     """The matrix of two pods, one of which refuses; and the programs that were compiled for it."""
     compiled, said = [], []
 
-    def make(config, topology, program, steps):
-        if topology.name == "v4-8":
+    def make(config, devices, program, steps):
+        if devices == "v4-8":
             raise UserError("cannot be laid out")
-        return types.SimpleNamespace(fingerprint=f"{config.batch_size} {topology.name} {program}")
+        return types.SimpleNamespace(
+            fingerprint=lambda topology: f"{config.batch_size} {topology.name} {program}"
+        )
 
-    def examine(candidate):
-        compiled.append(candidate.fingerprint)
+    def examine(candidate, topology):
+        compiled.append(candidate.fingerprint(topology))
         return FITS
 
+    monkeypatch.setattr(Topology, "devices", lambda topology: topology.name)
     monkeypatch.setattr(matrix_lib.Candidate, "make", make)
     monkeypatch.setattr(matrix_lib, "examine", examine)
     pods = ["v5e-16", "v4-8"]
@@ -189,32 +192,31 @@ def test_a_fingerprint_is_of_the_program(tiny_config, devices):
         config = tiny_config.copy_and_resolve_references()
         with config.unlocked():
             config.update(keys)
-        topology = types.SimpleNamespace(devices=lambda: devices[:4], name=pod)
-        return Candidate.make(config, topology, program, steps=1).fingerprint
+        topology = Topology.parse(pod)
+        return Candidate.make(config, devices[:4], program).fingerprint(topology)
 
     first = fingerprint()
     assert fingerprint(checkpoint={"every_steps": 7}) == first
     others = [
         fingerprint("v6e-4"),
         fingerprint(program="sample"),
+        fingerprint(program="forward"),
         fingerprint(batch_size=64),
         fingerprint(mesh={"fsdp": 4}),
     ]
-    assert len({first, *others}) == 5
+    assert len({first, *others}) == 6
 
 
-@pytest.mark.parametrize(("program", "batch"), [("train", 32), ("sample", 40)])
+@pytest.mark.parametrize(("program", "batch"), [("train", 32), ("sample", 40), ("forward", 40)])
 def test_a_candidate_s_arguments_are_those_of_its_program(tiny_config, devices, program, batch):
-    pod = types.SimpleNamespace(devices=lambda: devices[:4])
-    candidate = Candidate.make(tiny_config, pod, program, steps=2)
+    candidate = Candidate.make(tiny_config, devices[:4], program, steps=2)
     out = jax.eval_shape(candidate.function, *candidate.arguments)
     assert candidate.batch_size == batch
-    if program == "sample":
+    if program != "train":
         assert out.shape == (batch, 8, 8, 1)
 
 
 def test_a_policy_s_batch_is_counted_too(devices):
     """Its records have no labels."""
-    pod = types.SimpleNamespace(devices=lambda: devices[:4])
-    candidate = Candidate.make(config_lib.load("pusht_toy"), pod, "train", steps=1)
+    candidate = Candidate.make(config_lib.load("pusht_toy"), devices[:4], "train")
     assert candidate.batch_size == 256

@@ -3,8 +3,9 @@
   python -m shortcut_tpu.preflight --config=imagenet256_3b --topology=v5p-128    # or v6e-256
   python -m shortcut_tpu.train --config=imagenet256_3b --workdir=gs://BUCKET/RUN   # every host
 
-Parameters, moments and averages lie over 64 chips, and each layer's weights are gathered when they
-are needed. Nothing of this size has been trained with this code: there is no result to expect.
+Parameters, moments and averages lie over 64 chips, and the weights are gathered once a step, in
+bfloat16: 6 GiB, and as much for the averages that make targets. `--config.mesh.gather=layer` needs
+memory for one layer and moves half as much again. Nothing of this size has been trained with this code: there is no result to expect.
 """
 
 from configs import common
@@ -21,6 +22,7 @@ def get_config():
     config.model.update({"width": 2048, "depth": 40, "num_heads": 16})
     config.model.remat = "dots"
     config.mesh.fsdp = 64
+    config.mesh.gather = "step"
 
     config.objective.shortcut.guidance = 1.5
     config.optimizer.warmup_steps = 10_000

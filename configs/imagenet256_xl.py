@@ -13,5 +13,4 @@ from configs import common, imagenet256_b
 def get_config():
     config = imagenet256_b.get_config()
     config.model.update(common.DIT_SIZES["XL"])
-    config.model.remat = "dots"
     return config

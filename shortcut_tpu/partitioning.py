@@ -13,11 +13,13 @@ Usage:
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
+import functools
 import math
 import re
 from typing import Any
 
 import jax
+from jax.custom_derivatives import linear_call
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -247,23 +249,56 @@ class MeshPlacement:
         if self.mesh.shape[FSDP] == 1 or self.gather != "step":
             return params
         return jax.tree_util.tree_map_with_path(
-            lambda path, leaf: self._constrained(leaf, _whole(_rule(_name(path)))), params
+            lambda path, leaf: self._gathered(leaf, _rule(_name(path))), params
         )
 
     def weights(self, module: str, weights: Any) -> Any:
         """One layer's weights, gathered over fsdp; their gradients are scattered again."""
-        if self.mesh.shape[FSDP] == 1 or self.gather != "layer":
+        if self.mesh.shape[FSDP] == 1:
             return weights
 
         def place(path: Any, leaf: jax.Array) -> jax.Array:
             # Without the leading axis, which is the layer.
             held = P(*tuple(_rule(f"{module}/{_name(path)}"))[1:])
-            return self._constrained(self._constrained(leaf, held), _whole(held))
+            # Gathered once a step they are whole already; their gradients are scattered here. The
+            # compiler sums these well where they are whole first.
+            scattered = self._gathered if self.gather == "step" else self._constrained
+            return self._constrained(scattered(leaf, held), _whole(held))
 
         return jax.tree_util.tree_map_with_path(place, weights)
 
+    def _gathered(self, weight: jax.Array, held: P) -> jax.Array:
+        return _gather(
+            weight, NamedSharding(self.mesh, held), NamedSharding(self.mesh, _whole(held))
+        )
+
     def _constrained(self, x: jax.Array, spec: P) -> jax.Array:
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def _gather(weight: jax.Array, held: NamedSharding, whole: NamedSharding) -> jax.Array:
+    """The weight laid out as `whole`; its gradient is laid out as `held`.
+
+    A constraint alone would have the gradient whole, too, and kept so for all layers.
+    """
+    return jax.lax.with_sharding_constraint(weight, whole)
+
+
+@_gather.defjvp
+def _gather_jvp(
+    held: NamedSharding,
+    whole: NamedSharding,
+    primals: tuple[jax.Array],
+    tangents: tuple[jax.Array],
+) -> tuple[jax.Array, jax.Array]:
+    tangent = linear_call(
+        lambda _, change: jax.lax.with_sharding_constraint(change, whole),
+        lambda _, cotangent: jax.lax.with_sharding_constraint(cotangent, held),
+        (),
+        *tangents,
+    )
+    return _gather(*primals, held, whole), tangent
 
 
 def _whole(spec: P) -> P:

@@ -23,6 +23,8 @@ _FREE = {
 }
 
 _KERNEL_TARGET = 'custom_call_target="tpu_custom_call"'
+# The compiler's own calls that only name memory.
+_NAMING_TARGETS = ('custom_call_target="AllocateBuffer"', 'custom_call_target="ConcatBitcast"')
 
 
 def executed_flops(program: Program, kernels: Mapping[Kernel, int] | None = None) -> int:
@@ -139,9 +141,15 @@ def _traffic(
         return 2 * _bytes(instruction.results)
     if instruction.op == "dynamic-update-slice":
         return 2 * read[1]
+    if instruction.op == "custom-call" and any(
+        target in instruction.attributes for target in _NAMING_TARGETS
+    ):
+        return 0
+    if instruction.op == "slice-start":
+        source, target = instruction.results[:2]
+        return target.bytes * (source.in_hbm + target.in_hbm)
     if instruction.op.endswith("-start"):
-        # Its results list the operands again, and a context.
-        return sum(read) + _bytes(instruction.results[:1])
+        return sum(read) + _bytes(_begun(instruction))
     if instruction.op != "fusion":
         return sum(read) + _bytes(instruction.results)
     fused = program.computations[instruction.called[0]]
@@ -158,6 +166,14 @@ def _traffic(
             size = min(size, _read_of(program, fused, parameter, handed_on))
         total += size
     return total + _written_by(fused, instruction, handed_on)
+
+
+def _begun(start: Instruction) -> tuple[Array, ...]:
+    """What an asynchronous operation will have made; a start's results list operands, too."""
+    results, operands = start.results, len(start.operands)
+    if start.op == "copy-start":
+        return results[:1]
+    return results[operands : 2 * operands] or results
 
 
 def _read_of(

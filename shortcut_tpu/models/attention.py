@@ -7,8 +7,9 @@ Usage:
 import functools
 
 import jax
+from jax.ad_checkpoint import checkpoint_name
 
-from shortcut_tpu.models.flash_attention import LANES, flash_attention
+from shortcut_tpu.models.flash_attention import ATTENDED, LANES, flash_attention
 from shortcut_tpu.models.placement import place_heads, platform
 
 KINDS = ("auto", "xla", "pallas")
@@ -30,10 +31,12 @@ def attention(
         interpreted, for tests: slow.
 
     Returns:
-      [B, N, H, D]. Both ways have reverse-mode derivatives and first forward-mode ones.
+      [B, N, H, D]; for `jax.checkpoint` its name is ATTENDED. Both ways have reverse-mode
+      derivatives and first forward-mode ones.
     """
     if not _by_kernel(kind, query.shape[1]):
-        return jax.nn.dot_product_attention(query, key, value, scale=scale)
+        attended = jax.nn.dot_product_attention(query, key, value, scale=scale)
+        return checkpoint_name(attended, ATTENDED)
     kernel = functools.partial(flash_attention, interpret=platform() != "tpu")
     heads_first = (a.swapaxes(1, 2) for a in (query * scale, key, value))
     return place_heads(kernel, *heads_first).swapaxes(1, 2)

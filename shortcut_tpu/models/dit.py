@@ -18,15 +18,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from shortcut_tpu.models.attention import attention, check_attention
+from shortcut_tpu.models.attention import ATTENDED, attention, check_attention
 from shortcut_tpu.models.embeddings import ScalarEmbedder, level_of, sincos_2d
 from shortcut_tpu.models.model import Model, Params
 from shortcut_tpu.models.patches import from_patches, to_patches
 from shortcut_tpu.models.placement import place_inputs, place_output, place_rows, place_weights
 
+# What the backward pass finds in memory; with "dots" it recomputes what lies between the products
+# and, of attention, the weights.
 REMAT_POLICIES = {
     "none": None,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(ATTENDED),
+    ),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -56,7 +61,7 @@ class TransformerConfig(abc.ABC):
     faithful: bool = False
     dtype: str = "bfloat16"
     remat: str = "none"
-    attention: str = "xla"
+    attention: str = "auto"
     unroll: int = 1
     conditions: tuple[str, ...] = ()
     heads: int = 1

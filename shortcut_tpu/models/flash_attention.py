@@ -19,6 +19,8 @@ import jax.numpy as jnp
 
 # Tokens in a tile come in whole registers.
 LANES = 128
+# What `jax.checkpoint` knows the result by, and the sums that its backward pass needs.
+ATTENDED = "attended"
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
@@ -67,6 +69,7 @@ def _splash(q: jax.Array, k: jax.Array, v: jax.Array, interpret: bool) -> jax.Ar
             block_kv_dkv_compute=computed,
             use_fused_bwd_kernel=True,
         ),
+        residual_checkpoint_name=ATTENDED,
         interpret=interpret,
     )
     return jax.vmap(kernel)(q, k, v)

@@ -91,6 +91,36 @@ def test_with_fsdp_the_targets_gather_weights_and_move_nothing_else(tiny_config,
     assert set(flow) <= {"all-reduce", "reduce-scatter"}
 
 
+def test_weights_gathered_once_a_step(tiny_config, devices, well_compiled):
+    """Those that are trained and those of the target, once each: it learns the same."""
+    rng = np.random.default_rng(0)
+    batch = {
+        "mean": rng.normal(size=(tiny_config.batch_size, 8, 8, 1)).astype(np.float16),
+        "label": rng.integers(0, 10, tiny_config.batch_size).astype(np.int32),
+    }
+    found, gathered = {}, {}
+    for gather in ("layer", "step"):
+        with tiny_config.unlocked():
+            tiny_config.mesh.update({"fsdp": 4, "stride": 2, "gather": gather})
+        experiment = Experiment.from_config(tiny_config, devices)
+        on_mesh = partitioning.to_global(experiment.mesh, batch, tiny_config.batch_size)
+        state = experiment.init_state()
+        compiled = experiment.train_step.lower(state, on_mesh).compile()
+        metrics = compiled(state, on_mesh)[1]
+        found[gather] = [float(metrics[name]) for name in ("loss", "grad_norm", "update_norm")]
+        moves = collectives(Program.parse(compiled.as_text()), experiment.mesh.shape)
+        gathered[gather] = sum(
+            c.total_bytes for c in moves if (c.op, c.axis) == ("all-gather", partitioning.FSDP)
+        )
+    np.testing.assert_allclose(found["step"], found["layer"], rtol=1e-5)
+    kernels = sum(
+        leaf.size * 4
+        for leaf in jax.tree.leaves(experiment.abstract_state.params)
+        if partitioning.FSDP in jax.tree.leaves(tuple(leaf.sharding.spec))
+    )
+    assert gathered["step"] == 2 * kernels < gathered["layer"]
+
+
 def test_rows_stay_where_they_are(tiny_config, devices):
     """A batch laid out over the mesh is split and merged into rows of two kinds without moving."""
     from shortcut_tpu.objectives.rows import append, detach, put, take

@@ -138,7 +138,8 @@ def report(name: str) -> dict[str, Any]:
 
 def mesh_experiment(name: str, devices: int) -> Experiment:
     config = tiny_config(name, "bfloat16")
-    config.mesh.update({"data": max(devices // 2, 1), "fsdp": min(devices, 2), "tensor": 1})
+    mesh = {"data": max(devices // 2, 1), "fsdp": min(devices, 2), "tensor": 1, "gather": "step"}
+    config.mesh.update(mesh)
     return Experiment.from_config(config, jax.devices()[:devices])
 
 

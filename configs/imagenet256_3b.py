@@ -5,7 +5,8 @@
 
 Parameters, moments and averages lie over 64 chips, and the weights are gathered once a step, in
 bfloat16: 6 GiB, and as much for the averages that make targets. `--config.mesh.gather=layer` needs
-memory for one layer and moves half as much again. Nothing of this size has been trained with this code: there is no result to expect.
+memory for one layer and moves two thirds more. Nothing of this size has been trained with this
+code: there is no result to expect.
 """
 
 from configs import common

@@ -49,6 +49,7 @@ JOBS = {
     "train": Job("shortcut_tpu.train", takes_config=True),
     "evaluate": Job("shortcut_tpu.evaluate"),
     "generate_pairs": Job("shortcut_tpu.generate_pairs"),
+    "measure": Job("shortcut_tpu.measure", takes_config=True, takes_workdir=False),
     "encode_latents": Job("data_pipeline.encode_latents", takes_workdir=False),
 }
 

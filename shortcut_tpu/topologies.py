@@ -123,7 +123,9 @@ class Topology:
         cores = 2 if CHIPS[generation].cores_in_name else 1
         first = getattr(devices[0], "slice_index", 0)
         places = [d.coords for d in devices if getattr(d, "slice_index", 0) == first]
-        grid = tuple(len({*along}) for along in zip(*places, strict=True))
+        # Devices of a flat torus have a third coordinate, too.
+        along = list(zip(*places, strict=True))[: CHIPS[generation].dimensions]
+        grid = tuple(len({*axis}) for axis in along)
         name = f"{generation}-{chips * cores}"
         return cls(f"{slices}x {name}" if slices > 1 else name, generation, grid, slices)
 

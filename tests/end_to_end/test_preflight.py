@@ -20,6 +20,7 @@ def test_a_step_that_fits(tmp_path):
         "shortcut_tpu.preflight",
         "--config=imagenet256_b",
         "--config.model.depth=2",
+        "--config.mesh.fsdp=1",
         "--topology=v5e-16",
         f"--config.train.compile_cache={cache}",
         f"--json={path}",

@@ -230,6 +230,22 @@ def test_a_transfer_that_a_loop_carries_on_is_one():
     assert hbm_bytes(spread) == 2 * part + gathered + 28 * 2 * product
 
 
+def test_memory_that_is_only_named_is_no_traffic():
+    """A buffer is set aside, joined parts are renamed, and of a large array one part is fetched."""
+    text = """
+ENTRY %main (a: s8[64]) -> s8[64] {
+  %a = s8[64]{0} parameter(0)
+  %b = f32[12,8]{1,0} custom-call(), custom_call_target="AllocateBuffer"
+  %s = ((s8[64]{0}), s8[16]{0:S(1)}, s32[]{:S(2)}) slice-start(%a), slice={[0:16]}
+  %d = s8[16]{0:S(1)} slice-done(%s)
+  %j = s8[64]{0} custom-call(%d, %d, %d, %d), custom_call_target="ConcatBitcast"
+  %c = (s8[64]{0:S(1)}, s8[64]{0}, u32[]) copy-start(%a)
+  ROOT %e = s8[64]{0:S(1)} copy-done(%c)
+}
+"""
+    assert hbm_bytes(Program.parse(text)) == 16 + 64
+
+
 def test_batched_products_written_as_convolutions():
     """The TPU's attention: 4 heads side by side in a padded window, each met by its own kernel."""
     text = """

@@ -34,6 +34,19 @@ def test_several_slices():
     assert Topology.parse("4xv4-16").chips == 32
 
 
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu, the TPU compiler, is not installed"
+)
+@pytest.mark.parametrize("name", ["v5e-16", "v6e-8", "v5p-8", "v4-16", "2x v5e-16"])
+def test_a_pod_is_known_by_its_devices(name):
+    topology = Topology.parse(name)
+    assert Topology.of_devices(topology.devices()) == topology
+
+
+def test_processors_are_no_pod(devices):
+    assert Topology.of_devices(devices) is None
+
+
 @pytest.mark.parametrize("name", ["0x v5e-16", "v5e", "v9-8", "v5e-100", "v4-7", "v5p-1", "256"])
 def test_unknown_pods_are_refused(name):
     with pytest.raises(UserError, match=f"--topology={name}: "):

@@ -3,7 +3,7 @@
   python -m shortcut_tpu.preflight --config=imagenet256_3b --topology=v5p-128    # or v6e-256
   python -m shortcut_tpu.train --config=imagenet256_3b --workdir=gs://BUCKET/RUN   # every host
 
-Parameters, moments and averages lie over 64 chips, and the weights are gathered once a step, in
+Parameters, moments and averages lie over all chips, and the weights are gathered once a step, in
 bfloat16: 6 GiB, and as much for the averages that make targets. `--config.mesh.gather=layer` needs
 memory for one layer and moves two thirds more. Nothing of this size has been trained with this
 code: there is no result to expect.
@@ -22,7 +22,7 @@ def get_config():
     # Heads of 128 fill the lanes of a TPU's registers.
     config.model.update({"width": 2048, "depth": 40, "num_heads": 16})
     config.model.remat = "dots"
-    config.mesh.fsdp = 64
+    config.mesh.fsdp = -1
     config.mesh.gather = "step"
 
     config.objective.shortcut.guidance = 1.5

@@ -27,7 +27,7 @@ from absl import flags
 from data_pipeline.errors import UserError
 from launch import jobs, worker_script
 from launch.gcloud import Gcloud, call, explain
-from launch.jobs import ROOT
+from launch.jobs import JOBS, ROOT
 from shortcut_tpu import command
 from shortcut_tpu.topologies import Topology
 
@@ -214,7 +214,7 @@ def launch(more: Sequence[str]) -> None:
             print(_shown(pod.create_command()), "with this startup script:", script, sep="\n")
             return
         keep_running(pod, script, values.poll_seconds)
-    if job.takes_config:
+    if job == JOBS["train"]:
         _say(f"curves: tensorboard --logdir={workdir}")
 
 

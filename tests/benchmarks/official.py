@@ -24,7 +24,6 @@ from tests.benchmarks.comparison import Bar, Comparison, Options, Skipped, in_tu
 from tests.benchmarks.small import Run, abstract_batch, random_batch, small_config
 
 SHARE = 0.125
-STEPS = 2
 
 
 def import_official(clone: Path) -> tuple[dict[str, ModuleType], type]:
@@ -117,16 +116,19 @@ def measure(options: Options) -> list[Comparison]:
     run = Run(config, jax.devices()[:1])
     state, compiled, their_flops = official_step(options.official, config)
 
+    # A round takes about a second, and two steps at least.
+    steps = max(2, round(1 / run.seconds_a_step(2)))
+
     def official() -> float:
         nonlocal state
         started = time.perf_counter()
-        for _ in range(STEPS):
+        for _ in range(steps):
             state, _ = compiled(state)
         jax.block_until_ready(state)
-        return (time.perf_counter() - started) / STEPS
+        return (time.perf_counter() - started) / steps
 
     official()
-    ours, other = in_turns(lambda: run.seconds_a_step(STEPS), official, options.rounds)
+    ours, other = in_turns(lambda: run.seconds_a_step(steps), official, options.rounds)
     our_flops = count_flops(run.experiment.train_step, run.state, abstract_batch(run.experiment))
     name = "our step over the official one, k = 1/8"
     return [

@@ -131,6 +131,22 @@ def test_other_jobs_on_a_pod(cloud, tmp_path):
         assert "shortcut_tpu.preflight" not in output
 
 
+def test_a_pod_is_measured(cloud, tmp_path):
+    """With the config of the run, and nothing of its workdir but the code."""
+    status, output = run(
+        cloud,
+        *POD,
+        f"--workdir={tmp_path / 'run'}",
+        "--job=measure",
+        "--dry_run",
+        "--",
+        "--steps=8",
+    )
+    assert status == 0, output
+    command = "-m shortcut_tpu.measure --config=configs/digits.py --steps=8"
+    assert f"-m launch.supervisor --run=us-x1-a/pod -- {command} >> " in output
+
+
 def test_images_are_encoded_on_a_worker(cloud, tmp_path):
     cloud.boots = True
     cloud.environment = lambda worker: {

@@ -58,6 +58,7 @@ NOT_RUN = {
     "shortcut_tpu.train": "takes minutes; the tutorial's is run",
     "shortcut_tpu.compare": "takes an hour; test_compare runs it small",
     "shortcut_tpu.preflight": "compiles for minutes; test_preflight runs it",
+    "shortcut_tpu.measure": "times a network made for a pod; test_measure runs a small one",
     "shortcut_tpu.generate_pairs": "makes 50000 pairs; test_generate_pairs runs it small",
     "--workdir=": "needs a run of its own; test_commands has one",
     "shortcut-": "names console scripts, which test_wheel runs",

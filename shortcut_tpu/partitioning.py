@@ -199,6 +199,10 @@ class MeshPlacement:
     def platform(self) -> str:
         return str(self.mesh.devices.flat[0].platform)
 
+    @property
+    def whole(self) -> bool:
+        return self.gather == "step" and self.mesh.shape[FSDP] > 1
+
     def heads(self, function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
         """A kernel on arrays [B, H, ...], which the compiler cannot split: one on each device."""
         num_rows = arrays[0].shape[0]
@@ -246,7 +250,7 @@ class MeshPlacement:
 
     def params(self, params: Any) -> Any:
         """All weights, gathered over fsdp where that is done once for all layers."""
-        if self.mesh.shape[FSDP] == 1 or self.gather != "step":
+        if not self.whole:
             return params
         return jax.tree_util.tree_map_with_path(
             lambda path, leaf: self._gathered(leaf, _rule(_name(path))), params
@@ -262,7 +266,7 @@ class MeshPlacement:
             held = P(*tuple(_rule(f"{module}/{_name(path)}"))[1:])
             # Gathered once a step they are whole already; their gradients are scattered here. The
             # compiler sums these well where they are whole first.
-            scattered = self._gathered if self.gather == "step" else self._constrained
+            scattered = self._gathered if self.whole else self._constrained
             return self._constrained(scattered(leaf, held), _whole(held))
 
         return jax.tree_util.tree_map_with_path(place, weights)

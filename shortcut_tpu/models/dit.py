@@ -22,7 +22,13 @@ from shortcut_tpu.models.attention import ATTENDED, attention, check_attention
 from shortcut_tpu.models.embeddings import ScalarEmbedder, level_of, sincos_2d
 from shortcut_tpu.models.model import Model, Params
 from shortcut_tpu.models.patches import from_patches, to_patches
-from shortcut_tpu.models.placement import place_inputs, place_output, place_rows, place_weights
+from shortcut_tpu.models.placement import (
+    place_inputs,
+    place_output,
+    place_rows,
+    place_weights,
+    weights_are_whole,
+)
 
 # What the backward pass finds in memory; with "dots" it recomputes what lies between the products
 # and, of attention, the weights.
@@ -166,9 +172,20 @@ class Block(nnx.Module):
         self.mlp_in = nnx.Linear(width, hidden, kernel_init=xavier, rngs=rngs)
         self.mlp_out = nnx.Linear(hidden, width, kernel_init=xavier, rngs=rngs)
 
-    def __call__(self, x: jax.Array, condition: jax.Array) -> jax.Array:
-        """x [B, N, D] and the activated condition [B, D] -> [B, N, D]."""
-        modulation = self.modulation(condition)
+    def modulations(self, condition: jax.Array) -> jax.Array:
+        """Of blocks stacked on a layer axis, by one product: [B, D] -> [layers, B, 6, D]."""
+        kernel, bias = self.modulation.kernel, self.modulation.bias
+        assert bias is not None
+        return jnp.einsum("bk,lksd->lbsd", condition, kernel[...]) + bias[:, None]
+
+    def __call__(
+        self, x: jax.Array, condition: jax.Array, modulation: jax.Array | None = None
+    ) -> jax.Array:
+        """x [B, N, D] and the activated condition [B, D] -> [B, N, D].
+
+        What the condition makes, `modulation` [B, 6, D], may be there already.
+        """
+        modulation = self.modulation(condition) if modulation is None else place_rows(modulation)
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.unstack(modulation, axis=1)
 
         qkv = self.qkv(modulate(layer_norm(x), shift_a, scale_a))
@@ -275,13 +292,19 @@ class Network(nnx.Module):
         # The layers are scanned, so that compile time does not grow with depth.
         graph, stacked = nnx.split(self.blocks)
 
-        def layer(h: jax.Array, weights: nnx.State) -> tuple[jax.Array, None]:
-            h = place_rows(h)
-            return nnx.merge(graph, place_weights("blocks", weights))(h, condition), None
+        # Where the weights of all layers are here already, one product modulates all: the largest
+        # of their gradients is then scattered as one.
+        modulations = self.blocks.modulations(condition) if weights_are_whole() else None
+
+        def layer(h: jax.Array, turn: tuple[nnx.State, jax.Array | None]) -> tuple[jax.Array, None]:
+            weights, modulation = turn
+            block = nnx.merge(graph, place_weights("blocks", weights))
+            return block(place_rows(h), condition, modulation), None
 
         if config.remat != "none":
             layer = jax.checkpoint(layer, policy=REMAT_POLICIES[config.remat], prevent_cse=False)
-        h, _ = jax.lax.scan(layer, place_rows(h), stacked, unroll=config.unroll)
+        turns = (stacked, modulations)
+        h, _ = jax.lax.scan(layer, place_rows(h), turns, unroll=config.unroll)
         h = place_rows(h)
 
         out = self.final(h, condition).astype(jnp.float32)

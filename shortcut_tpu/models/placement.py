@@ -27,6 +27,11 @@ class Placement(Protocol):
         """What is compiled for, such as "tpu": it need not be where it is compiled."""
         ...
 
+    @property
+    def whole(self) -> bool:
+        """Whether weights that lie in parts are gathered for all layers before the first."""
+        ...
+
     def heads(self, function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
         """function(*arrays) on arrays [B, H, ...], each device computing its rows and heads."""
         ...
@@ -93,6 +98,12 @@ def platform() -> str | None:
     """See `Placement.platform`; None where there is no placement."""
     placement = _active.get()
     return placement.platform if placement else None
+
+
+def weights_are_whole() -> bool:
+    """See `Placement.whole`; False where there is no placement."""
+    placement = _active.get()
+    return placement is not None and placement.whole
 
 
 def place_weights(module: str, weights: Any) -> Any:

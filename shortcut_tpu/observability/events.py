@@ -45,7 +45,8 @@ def read_events(workdir: epath.Path) -> Record:
     images: dict[str, tuple[int, bytes]] = {}
     for tag in events.Tags()["tensors"]:
         plugin = events.summary_metadata[tag].plugin_data.plugin_name
-        tensors = events.Tensors(tag)
+        # Files of the same second come in an order of their own.
+        tensors = sorted(events.Tensors(tag), key=lambda event: event.wall_time)
         if plugin == "scalars":
             values = {e.step: float(tensor_util.make_ndarray(e.tensor_proto)) for e in tensors}
             scalars[tag] = {n: v for n, v in sorted(values.items()) if math.isfinite(v)}

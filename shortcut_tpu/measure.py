@@ -93,9 +93,9 @@ def candidates(config: ConfigDict, many: int) -> Iterator[tuple[str, Candidate]]
         with flow.unlocked():
             flow.objective.name = "flow_matching"
         yield FLOW, Candidate.make(flow, devices, "train")
+    yield FORWARD, Candidate.make(config, devices, "forward")
     # A policy's samples are of another kind; `rollout` makes them.
     if not config.data.horizon:
-        yield FORWARD, Candidate.make(config, devices, "forward")
         for steps in (1, many):
             yield sampling(steps), Candidate.make(config, devices, "sample", steps)
 

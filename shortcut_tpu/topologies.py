@@ -15,6 +15,7 @@ import jax
 from jax.experimental import topologies
 
 from data_pipeline.errors import UserError
+from shortcut_tpu.partitioning import count_slices
 
 GIB = 2**30
 
@@ -118,7 +119,7 @@ class Topology:
         generation = _DEVICE_KINDS.get(devices[0].device_kind)
         if generation is None:
             return None
-        slices = len({getattr(device, "slice_index", 0) for device in devices})
+        slices = count_slices(devices)
         chips = len(devices) // slices
         cores = 2 if CHIPS[generation].cores_in_name else 1
         first = getattr(devices[0], "slice_index", 0)

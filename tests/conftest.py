@@ -7,6 +7,8 @@ os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 # Compiling is most of what the tests do; those that run long programs ask for `well_compiled`.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# Two processes of the tests may ask the TPU compiler at once.
+os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 
 import jax
 import pytest

@@ -156,13 +156,19 @@ def _forward(experiment: Experiment) -> tuple[Any, tuple[Any, ...]]:
     """The network once, on as many rows as the sampler."""
     rows = partitioning.rows(experiment.mesh)
     count = _sampled_rows(experiment)
-    x = jax.ShapeDtypeStruct((count, *experiment.latent_shape), "float32", sharding=rows)
-    time, labels = (
-        jax.ShapeDtypeStruct((count,), dtype, sharding=rows) for dtype in ("float32", "int32")
+    fields = batch_fields(experiment.config)
+    like_rows = (
+        ("float32", experiment.latent_shape),
+        ("float32", ()),
+        ("float32", ()),
+        fields["observation" if "observation" in fields else "label"],
+    )
+    arrays = (
+        jax.ShapeDtypeStruct((count, *shape), dtype, sharding=rows) for dtype, shape in like_rows
     )
     params = experiment.abstract_state.emas["evaluation"]
     function = jax.jit(experiment.placed(experiment.model.apply), out_shardings=rows)
-    return function, (params, x, time, time, labels)
+    return function, (params, *arrays)
 
 
 def _sampled_rows(experiment: Experiment) -> int:

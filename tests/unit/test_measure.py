@@ -52,7 +52,7 @@ def test_all_programs_of_a_run_are_timed(tiny_config, capsys, monkeypatch):
 
 
 def test_each_objective_s_arguments_can_be_made(tiny_config):
-    """Pairs, observations, an average that is not evaluation's: whatever its step takes."""
+    """Pairs, a teacher, averages of its own: whatever its step takes."""
     for name in OBJECTIVES:
         with tiny_config.unlocked():
             tiny_config.objective.name = name

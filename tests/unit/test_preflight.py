@@ -218,5 +218,8 @@ def test_a_candidate_s_arguments_are_those_of_its_program(tiny_config, devices, 
 
 def test_a_policy_s_batch_is_counted_too(devices):
     """Its records have no labels."""
-    candidate = Candidate.make(config_lib.load("pusht_toy"), devices[:4], "train")
-    assert candidate.batch_size == 256
+    config = config_lib.load("pusht_toy")
+    assert Candidate.make(config, devices[:4], "train").batch_size == 256
+    candidate = Candidate.make(config, devices[:4], "forward")
+    out = jax.eval_shape(candidate.function, *candidate.arguments)
+    assert out.shape == (candidate.batch_size, config.data.horizon, config.data.channels)

@@ -7,6 +7,10 @@ import pytest
 from data_pipeline.errors import UserError
 from shortcut_tpu.topologies import CHIPS, Topology, chip_of
 
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu, the TPU compiler, is not installed"
+)
+
 
 @pytest.mark.parametrize(
     ("name", "grid", "hbm_gib"),
@@ -34,9 +38,7 @@ def test_several_slices():
     assert Topology.parse("4xv4-16").chips == 32
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="libtpu, the TPU compiler, is not installed"
-)
+@needs_libtpu
 @pytest.mark.parametrize("name", ["v5e-16", "v6e-8", "v5p-8", "v4-16", "2x v5e-16"])
 def test_a_pod_is_known_by_its_devices(name):
     topology = Topology.parse(name)
@@ -59,7 +61,7 @@ def test_without_the_compiler_it_says_what_to_install(monkeypatch):
         Topology.parse("v5e-4").devices()
 
 
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+@needs_libtpu
 @pytest.mark.parametrize("pod", ["v4-8", "v5e-4", "v5p-8", "v6e-4"])
 def test_a_devices_kind_tells_the_chip(pod):
     """As the TPU's own runtime calls its devices."""

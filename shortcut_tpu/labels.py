@@ -1,10 +1,11 @@
-"""Labels that a user names: by number, by class name, or null for none.
+"""Labels that a user names, by number, by class name, or null for none; and their names.
 
 Usage:
   parse_labels("3,goldfish,null", config.data)    # [3, 1, 1000]
+  label_names([3, 1, 1000], config.data)          # ["tiger shark", "goldfish", "no label"]
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 import difflib
 from typing import Any
 
@@ -45,6 +46,24 @@ def parse_labels(text: str | None, data: Mapping[str, Any]) -> list[int]:
             raise UserError(f"--labels: {part!r} {_problem(part, found, names, num_classes)}")
         labels += found
     return labels
+
+
+def label_names(labels: Iterable[int], data: Mapping[str, Any]) -> list[str]:
+    """The names of labels for people: `class 3` where the records that know better are not here.
+
+    Of names like ImageNet's `goldfish, Carassius auratus` the first.
+
+    Args:
+      labels: in 0 .. num_classes, which stands for none.
+      data: the config's `data`: num_classes and path.
+    """
+    try:
+        class_names = Manifest.load(data["path"]).class_names
+    except UserError:
+        class_names = ()
+    named = {label: name.split(",")[0].strip() for label, name in enumerate(class_names)}
+    named[data["num_classes"]] = "no label"
+    return [named.get(int(label)) or f"class {label}" for label in labels]
 
 
 def _by_name(text: str, path: str) -> dict[str, list[int]]:

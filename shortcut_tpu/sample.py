@@ -5,11 +5,12 @@
   python -m shortcut_tpu.sample --workdir=runs/digits --interpolate --labels=3 --output=walk.png
   python -m shortcut_tpu.sample --workdir=runs/digits --columns=1000 --output=samples.npz
 
-Each row of a sheet is a label. With several step counts each label has a row for each, below one
-another from the same noises. An .npz holds `images` [steps, samples, H, W, C] uint8, `labels`
+Each row of a sheet is a label and a step count, which stand before it; rows of one label come from
+the same noises, column by column. An .npz holds `images` [steps, samples, H, W, C] uint8, `labels`
 [samples], `steps`, `seed`, and the checkpoint's `step`.
 """
 
+from collections.abc import Sequence
 import io
 from typing import Any
 
@@ -23,8 +24,9 @@ from data_pipeline.errors import UserError
 from shortcut_tpu import command, distributed
 from shortcut_tpu.evaluation.generator import Generator, make_generator, unit_to_uint8
 from shortcut_tpu.evaluation.interpolation import InterpolatingGenerator
-from shortcut_tpu.labels import parse_labels
+from shortcut_tpu.labels import label_names, parse_labels
 from shortcut_tpu.loading import load_run, require_steps
+from shortcut_tpu.observability.charts import in_steps
 from shortcut_tpu.observability.console import say
 from shortcut_tpu.observability.sheets import sheet
 
@@ -86,7 +88,8 @@ def main() -> None:
     )
     if jax.process_index() == 0:
         if output.suffix.lower() == ".png":
-            content = png(images, values.columns)
+            names = label_names(labels[:: values.columns], config.data)
+            content = png(images, names, steps)
         else:
             content = npz(images=images, labels=labels, steps=steps, seed=seed, step=run.step)
         try:
@@ -97,19 +100,29 @@ def main() -> None:
     say(f"{output}: step {run.step}, {len(labels)} samples at {', '.join(map(str, steps))} steps")
 
 
-def png(images: np.ndarray, columns: int) -> bytes:
-    """A sheet of images [steps, labels * columns, H, W, C] as a PNG file.
+def png(images: np.ndarray, names: Sequence[str], steps: Sequence[int]) -> bytes:
+    """A sheet as a PNG file: for each label its rows of all step counts, below one another.
+
+    Args:
+      images: [len(steps), len(names) * columns, H, W, C] uint8.
+      names: of the labels.
+      steps: the step counts.
 
     Raises:
       UserError: the images are neither grey nor in colour.
     """
-    steps, count, *shape = images.shape
+    count, shape = images.shape[1], images.shape[2:]
     if shape[-1] not in (1, 3):
         raise UserError(f"samples of {shape[-1]} channels are no pictures; --output=FILE.npz")
-    # A label's rows of all step counts come together.
-    rows = images.reshape(steps, count // columns, columns, *shape).swapaxes(0, 1)
+    columns = count // len(names)
+    rows = images.reshape(len(steps), len(names), columns, *shape).swapaxes(0, 1)
+    page = sheet(
+        rows.reshape(-1, *shape),
+        columns,
+        row_names=[f"{name}\n{in_steps(n)}" for name in names for n in steps],
+    )
     content = io.BytesIO()
-    Image.fromarray(sheet(rows.reshape(-1, *shape), columns)).save(content, "png")
+    Image.fromarray(page).save(content, "png")
     return content.getvalue()
 
 

@@ -16,6 +16,7 @@ from shortcut_tpu.evaluation.evaluator import Evaluator, make_evaluator, table
 from shortcut_tpu.evaluation.generator import Generator, make_generator, unit_to_uint8
 from shortcut_tpu.evaluation.labels import balanced_labels
 from shortcut_tpu.experiment import Experiment
+from shortcut_tpu.labels import label_names
 from shortcut_tpu.observability import sheets
 from shortcut_tpu.observability.charts import in_steps
 from shortcut_tpu.observability.console import say
@@ -88,12 +89,17 @@ class PeriodicEvaluation:
                 for name, score in self._evaluator.scores(params, n, progress).items():
                     scores.setdefault(name, {})[n] = score
                 samples[n] = unit_to_uint8(self._generator(params, range(len(labels)), labels, n))
+        names = label_names(labels, config.data)
         images = {
-            f"samples/{n}_steps": sheets.sheet(found, _SHEET_COLUMNS)[None]
+            f"samples/{n}_steps": sheets.sheet(found, _SHEET_COLUMNS, captions=names)[None]
             for n, found in samples.items()
         }
-        rows = {in_steps(n): found[:_SHEET_COLUMNS] for n, found in samples.items()}
-        images["samples/same_noises"] = sheets.beside(rows)[None]
+        images["samples/same_noises"] = sheets.sheet(
+            np.concatenate([found[:_SHEET_COLUMNS] for found in samples.values()]),
+            _SHEET_COLUMNS,
+            row_names=[in_steps(n) for n in samples],
+            column_names=names[:_SHEET_COLUMNS],
+        )[None]
         distances = scores[metric]
         images[f"eval/{metric}_over_steps"] = sheets.distance_figure(metric, distances)[None]
         for name, values in scores.items():

@@ -1,7 +1,8 @@
 """Pictures of a run: sheets of samples, and the distance over the number of steps.
 
 Usage:
-  Image.fromarray(sheet(images, columns=10)).save("sheet.png")
+  page = sheet(images, columns=10, row_names=["goldfish", "tench"])
+  Image.fromarray(page).save("sheet.png")
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,48 +15,64 @@ from shortcut_tpu.observability.charts import short, ticks
 
 _SMALLEST_TILE = 48
 _GAP = 2
-_NAME_MARGIN = 8
+_MARGIN = 8
+_TEXT_SIZE = 13
 
 
-def sheet(images: np.ndarray, columns: int) -> np.ndarray:
+def sheet(
+    images: np.ndarray,
+    columns: int,
+    *,
+    row_names: Sequence[str] = (),
+    column_names: Sequence[str] = (),
+    captions: Sequence[str] = (),
+) -> np.ndarray:
     """Images [N, H, W, C] uint8 in rows of `columns` on white -> [H', W', 3] uint8.
 
     Tiny images are enlarged by a whole factor, so that their pixels can be seen.
+
+    Args:
+      images: one after another, row by row.
+      columns: images in a row.
+      row_names: what is written before each row; may have several lines.
+      column_names: what is written above each column.
+      captions: what is written below each image; cut to its width.
     """
     images = _visible(images)
-    count, height, width, channels = images.shape
-    rows = math.ceil(count / columns)
-    page = np.full(
-        (rows * (height + _GAP) + _GAP, columns * (width + _GAP) + _GAP, channels), 255, np.uint8
-    )
+    count, height, width, _ = images.shape
+    rows, font = math.ceil(count / columns), ImageFont.load_default(size=_TEXT_SIZE)
+    line = _TEXT_SIZE + 4
+    tile = height + (line if captions else 0) + _GAP
+    left = math.ceil(max((_width(font, name) for name in row_names), default=-2 * _MARGIN))
+    left += 2 * _MARGIN + _GAP
+    top = _GAP + (line if column_names else 0)
+    size = (left + columns * (width + _GAP), top + rows * tile)
+    page = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(page)
+
+    def fitted(name: str) -> str:
+        """As much of a name as is no wider than a tile."""
+        while name and font.getlength(name) > width:
+            name = name[:-1]
+        return name
+
     for index, image in enumerate(images):
-        top = _GAP + index // columns * (height + _GAP)
-        left = _GAP + index % columns * (width + _GAP)
-        page[top : top + height, left : left + width] = image
-    return page
+        x, y = left + index % columns * (width + _GAP), top + index // columns * tile
+        page.paste(Image.fromarray(image), (x, y))
+        if captions:
+            at = (x + width // 2, y + height + line // 2)
+            draw.text(at, fitted(captions[index]), "black", font, anchor="mm")
+    for index, name in enumerate(row_names):
+        at = (_MARGIN + (left - _GAP - 2 * _MARGIN), top + index * tile + height // 2)
+        draw.multiline_text(at, name, "black", font, anchor="rm", align="right")
+    for index, name in enumerate(column_names):
+        at = (left + index * (width + _GAP) + width // 2, _GAP + line // 2)
+        draw.text(at, fitted(name), "black", font, anchor="mm")
+    return np.asarray(page)
 
 
-def beside(rows: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Rows of images [N, H, W, C] uint8, their names before them -> [H', W', 3] uint8.
-
-    For what the same noises become at several step counts.
-    """
-    names, images = list(rows), np.concatenate(list(rows.values()))
-    page = sheet(images, columns=len(images) // len(rows))
-    height = _visible(images[:1]).shape[1]
-    return np.concatenate([_names(names, height), page], axis=1)
-
-
-def _names(names: Sequence[str], height: int) -> np.ndarray:
-    """A white column with a name beside each row of tiles of this height."""
-    font = ImageFont.load_default(size=max(14, height // 12))
-    width = math.ceil(max(font.getlength(name) for name in names)) + 3 * _NAME_MARGIN
-    column = Image.new("RGB", (width, len(names) * (height + _GAP) + _GAP), "white")
-    draw = ImageDraw.Draw(column)
-    for index, name in enumerate(names):
-        middle = _GAP + index * (height + _GAP) + height // 2
-        draw.text((width - _NAME_MARGIN, middle), name, "black", font, anchor="rm")
-    return np.asarray(column)
+def _width(font: ImageFont.FreeTypeFont | ImageFont.ImageFont, name: str) -> float:
+    return max(font.getlength(line) for line in name.split("\n"))
 
 
 def _visible(images: np.ndarray) -> np.ndarray:

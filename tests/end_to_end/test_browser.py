@@ -57,7 +57,9 @@ def make_run(workdir, objective):
         writer.write_scalars(step, scalars | {"perf/images_per_second": 1000.0, "train/skipped": 0})
         samples = {f"{n} steps": random.integers(0, 256, (10, 8, 8, 1), np.uint8) for n in STEPS}
         images = {f"samples/{n}_steps": sheets.sheet(samples[f"{n} steps"], 5)[None] for n in STEPS}
-        images["samples/same_noises"] = sheets.beside(samples)[None]
+        images["samples/same_noises"] = sheets.sheet(
+            np.concatenate(list(samples.values())), 10, row_names=list(samples)
+        )[None]
         images["eval/fd_pixel_over_steps"] = sheets.distance_figure("fd_pixel", {1: 2.0, 4: 1.0})[
             None
         ]

@@ -100,18 +100,29 @@ def test_what_no_row_was_concerned_by_is_not_written():
     assert set(concerned({"loss": nan, "loss_level_3": nan})) == {"loss", "loss_level_3"}
 
 
-def test_rows_of_the_same_noises_stand_below_one_another():
-    """Images where `sheet` puts them, right of a column of names."""
-    random = np.random.default_rng(0)
-    rows = {f"{n} steps": random.integers(0, 256, (3, 48, 48, 3), np.uint8) for n in (1, 128)}
-    page = sheets.beside(rows)
-    together = sheets.sheet(np.concatenate(list(rows.values())), columns=3)
-    assert page.dtype == np.uint8
-    np.testing.assert_array_equal(page[:, -together.shape[1] :], together)
-    names = page[:, : -together.shape[1]]
-    # Both names are written, each beside its row.
-    for half in np.split(names[2:], 2):
-        assert (half == 255).mean() > 0.8 and half.min() < 100
+def test_a_sheet_says_what_its_rows_columns_and_tiles_are():
+    """The images stay as they are, and there is writing left of, above and below them."""
+    images = np.random.default_rng(0).integers(0, 256, (6, 48, 48, 3), np.uint8)
+    page = sheets.sheet(
+        images,
+        columns=3,
+        row_names=["goldfish\n1 step", "tench\n1 step"],
+        column_names=["a", "b", "c"],
+        captions=["a name that is far too long for its tile"] * 6,
+    )
+    bare = sheets.sheet(images, columns=3)
+    assert page.dtype == bare.dtype == np.uint8
+    tiles = page[:, -(3 * 50) :]
+    for row in range(2):
+        top = next(
+            y
+            for y in range(len(page))
+            if (tiles[y : y + 48] == bare[2 + 50 * row : 50 + 50 * row, 2:]).all()
+        )
+        written = [page[top : top + 48, : -(3 * 50)], tiles[top + 48 : top + 65]]
+        written += [tiles[: top - 1]] if row == 0 else []
+        for area in written:
+            assert (area == 255).mean() > 0.6 and area.min() < 100
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])

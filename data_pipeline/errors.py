@@ -27,8 +27,41 @@ class UserError(Exception):
     """
 
 
+class PassingError(UserError):
+    """One that may pass by itself, such as chips in use: a supervisor starts the command again."""
+
+
+def line_of(error: Exception) -> str | None:
+    """The line that an error ends in; None for one that is no user's, and keeps its traceback.
+
+    User errors have one, what TensorFlow, if it was imported for a bucket, raises if that refuses,
+    and libtpu's word for chips that another process has.
+    """
+    if isinstance(error, _ends_in_a_line()):
+        return " ".join(str(error).splitlines())
+    if isinstance(error, RuntimeError):
+        from data_pipeline import chips  # It raises errors of this file.
+
+        return chips.taken_line(str(error))
+    return None
+
+
+def report_failure(error: Exception) -> bool:
+    """Prints the line of an error, if it has one, and tells the supervisor whether to try again.
+
+    Returns:
+        Whether it had one.
+    """
+    line = line_of(error)
+    if line is None:
+        return False
+    if isinstance(error, _ends_in_a_line()) and not isinstance(error, PassingError):
+        outcome.report(outcome.REFUSED)
+    print("error:", line, file=sys.stderr, flush=True)
+    return True
+
+
 def _ends_in_a_line() -> tuple[type[Exception], ...]:
-    """User errors, and what TensorFlow, if it was imported for a bucket, raises if that refuses."""
     tensorflow = sys.modules.get("tensorflow")
     if tensorflow is None:
         return (UserError,)
@@ -44,7 +77,7 @@ def exit_on_user_error(main: Callable[P, R]) -> Callable[P, R]:
 
     Returns:
         A function that prints `error: MESSAGE` on stderr and exits with status 1 where `main`
-        raises a UserError or a bucket refuses, and exits with status 130 on Ctrl-C. Other
+        raises an error that has a line (`line_of`), and exits with status 130 on Ctrl-C. Other
         exceptions pass through.
     """
 
@@ -52,10 +85,10 @@ def exit_on_user_error(main: Callable[P, R]) -> Callable[P, R]:
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return main(*args, **kwargs)
-        except _ends_in_a_line() as error:
-            outcome.report(outcome.REFUSED)
-            print("error:", " ".join(str(error).splitlines()), file=sys.stderr)
-            sys.exit(1)
+        except Exception as error:
+            if report_failure(error):
+                sys.exit(1)
+            raise
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             sys.exit(130)

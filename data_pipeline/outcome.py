@@ -18,6 +18,14 @@ RUN = "SHORTCUT_TPU_RUN"
 PREEMPTED = "preempted"
 # A person has to mend something: starting it again would end the same.
 REFUSED = "refused"
+# Ended while the other hosts were not there: start it again, for it is they who have to come.
+WAITING = "waiting"
+
+# What a supervisor ends with, for a cluster that would start it again elsewhere. XPK and the JobSet
+# of launch/gke go by them: all but the last are worth another start.
+STOPPED_STATUS = 143
+GAVE_UP_STATUS = 1
+REFUSED_STATUS = 78
 
 
 def report(word: str) -> None:

@@ -6,7 +6,8 @@ The arguments after -- are Python's. In a group one process that dies ends all, 
 A command that ends by itself with status 0 is done. One that was asked to end before it was done
 (see `data_pipeline.outcome`) is started again; one that a person has to mend is not. SIGTERM is
 passed on, and the processes have --grace_seconds to save; the status is then 143, so that a cluster
-does not take the run for finished.
+does not take the run for finished. It is 78 for what a person has to mend, which no other start
+would; and 1 where it died too often.
 """
 
 import argparse
@@ -25,12 +26,11 @@ from typing import IO
 import uuid
 
 from data_pipeline import outcome
-from data_pipeline.errors import UserError, exit_on_user_error
+from data_pipeline.errors import UserError, exit_on_user_error, report_failure
 
 _POLL_SECONDS = 0.1
 # How the lines begin that say more than the last one: a user error's, the watchdog's.
 _TELLING = ("error: ", "Timeout (")
-_STOPPED_STATUS = 128 + signal.SIGTERM
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +61,8 @@ class Policy:
       first_delay: seconds before the first restart; each failure in a row doubles it.
       longest_delay: bound on the delay.
       healthy_seconds: a group that lived so long has left its troubles behind.
+      longest_wait: seconds for which the other hosts may stay away, however often one that waits
+        for them ends; after that each time counts.
       grace_seconds: how long a process may take to end after SIGTERM.
     """
 
@@ -68,6 +70,7 @@ class Policy:
     first_delay: float = 1.0
     longest_delay: float = 60.0
     healthy_seconds: float = 600.0
+    longest_wait: float = 6 * 3600.0
     grace_seconds: float = 600.0
 
 
@@ -77,8 +80,13 @@ class End(enum.Enum):
     FINISHED = enum.auto()
     PREEMPTED = enum.auto()
     REFUSED = enum.auto()
+    WAITED = enum.auto()
     DIED = enum.auto()
     STOPPED = enum.auto()
+
+
+class Refused(UserError):
+    """The command has said that a person has to mend something."""
 
 
 class Group:
@@ -137,8 +145,7 @@ class Group:
             if failures:
                 # One that was killed comes first: the others died of missing it.
                 failed = min(failures, key=lambda index: codes[index] != -signal.SIGKILL)
-                end = End.REFUSED if outcome.REFUSED in self._outcomes() else End.DIED
-                return end, self._reason(failed)
+                return self._end_of(failures), self._reason(failed)
             if all(code == 0 for code in codes):
                 preempted = outcome.PREEMPTED in self._outcomes()
                 return (End.PREEMPTED if preempted else End.FINISHED), "asked to end, and saved"
@@ -146,6 +153,13 @@ class Group:
                 self._end(signal.SIGTERM, grace_seconds)
                 return End.STOPPED, "stopped"
             time.sleep(_POLL_SECONDS)
+
+    def _end_of(self, failures: Sequence[int]) -> End:
+        outcomes = self._outcomes()
+        if outcome.REFUSED in outcomes:
+            return End.REFUSED
+        waited = all(outcomes[index] == outcome.WAITING for index in failures)
+        return End.WAITED if waited else End.DIED
 
     def _outcome(self, index: int) -> Path:
         return Path(self._folder.name) / str(index)
@@ -202,11 +216,13 @@ def supervise(
       FINISHED or STOPPED.
 
     Raises:
-      UserError: the command refused to run, or died too often.
+      Refused: the command refused to run.
+      UserError: it died too often.
     """
     asked: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
     failures, run = 0, run or uuid.uuid4().hex
+    waiting_since: float | None = None
     try:
         while True:
             started = time.monotonic()
@@ -215,10 +231,16 @@ def supervise(
             if end in (End.FINISHED, End.STOPPED):
                 return end
             if end is End.REFUSED:
-                raise UserError(why)
-            if end is End.PREEMPTED or time.monotonic() - started > policy.healthy_seconds:
-                failures = 0
-            failures += end is End.DIED
+                raise Refused(why)
+            if end is End.WAITED:
+                waiting_since = started if waiting_since is None else waiting_since
+                failures += time.monotonic() - waiting_since > policy.longest_wait
+                why = f"the other hosts were not there: {why}"
+            else:
+                waiting_since = None
+                if end is End.PREEMPTED or time.monotonic() - started > policy.healthy_seconds:
+                    failures = 0
+                failures += end is End.DIED
             if failures > policy.max_restarts:
                 raise UserError(f"gave up after {policy.max_restarts} restarts: {why}")
             delay = min(policy.first_delay * 2 ** max(failures - 1, 0), policy.longest_delay)
@@ -266,8 +288,12 @@ def main(arguments: Sequence[str]) -> None:
         grace_seconds=values.grace_seconds,
     )
     member = Member("the command", values.command, dict(os.environ))
-    if supervise(lambda: [member], policy, values.run) is End.STOPPED:
-        sys.exit(_STOPPED_STATUS)
+    try:
+        if supervise(lambda: [member], policy, values.run) is End.STOPPED:
+            sys.exit(outcome.STOPPED_STATUS)
+    except Refused as error:
+        report_failure(error)
+        sys.exit(outcome.REFUSED_STATUS)
 
 
 if __name__ == "__main__":

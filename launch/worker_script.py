@@ -55,7 +55,7 @@ run() {{
   echo "$status" > "$root/status"
 }}
 export -f run
-export python root PYTHONPATH="$code" SHORTCUT_TPU_POD=1
+export python root PYTHONPATH="$code"
 # A session of its own: it outlives the shell that started it.
 setsid bash -c 'run "$@"' - {command} >> "$root/log" 2>&1 < /dev/null &
 """

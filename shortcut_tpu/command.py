@@ -20,9 +20,8 @@ from typing import Any, TypeVar
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from data_pipeline import outcome
 from data_pipeline.command_line import parse_flags, required
-from data_pipeline.errors import UserError, exit_on_user_error
+from data_pipeline.errors import UserError, exit_on_user_error, report_failure
 from shortcut_tpu import config as config_lib
 from shortcut_tpu import distributed
 
@@ -65,10 +64,7 @@ def run(main: Callable[[], None], define_flags: Callable[[], None]) -> None:
 
 
 def _end_at_once(error: Exception) -> None:
-    if isinstance(error, UserError):
-        outcome.report(outcome.REFUSED)
-        print("error:", " ".join(str(error).splitlines()), file=sys.stderr)
-    else:
+    if not report_failure(error):
         traceback.print_exception(error)
     sys.stdout.flush()
     sys.stderr.flush()

@@ -1,6 +1,7 @@
 """Which hosts a run has: a TPU pod, a rehearsed pod on one machine, or this process alone.
 
-`launch/local_pod.sh` sets the variables; on a TPU JAX finds the pod by itself.
+`launch/local_pod.sh` sets the variables; on a TPU JAX finds the pod by itself, whoever has started
+the command.
 """
 
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from jax.experimental import multihost_utils
 import numpy as np
 
 from data_pipeline.errors import UserError
-from data_pipeline.hosts import NUM_PROCESSES, PROCESS_ID, on_tpu_pod
+from data_pipeline.hosts import NUM_PROCESSES, PROCESS_ID, join_cluster
 
 COORDINATOR = "SHORTCUT_TPU_COORDINATOR"
 
@@ -23,7 +24,11 @@ _LARGEST = 1 << 14
 
 
 def initialize() -> None:
-    """Joins the run's other processes; must come before anything asks JAX for devices."""
+    """Joins the run's other processes; must come before anything asks JAX for devices.
+
+    Raises:
+      UserError: they cannot be joined, or another process has the chips.
+    """
     # Random numbers must not depend on how an array is sharded.
     jax.config.update("jax_threefry_partitionable", True)
     if COORDINATOR in os.environ:
@@ -32,8 +37,8 @@ def initialize() -> None:
             num_processes=int(os.environ[NUM_PROCESSES]),
             process_id=int(os.environ[PROCESS_ID]),
         )
-    elif on_tpu_pod():
-        jax.distributed.initialize()
+    else:
+        join_cluster()
 
 
 def has_peers() -> bool:

@@ -1,6 +1,7 @@
 """What is started again, what is not, and who dies with whom."""
 
 import contextlib
+import dataclasses
 import os
 from pathlib import Path
 import signal
@@ -64,6 +65,21 @@ def test_a_refusal_is_not_repeated(tmp_path):
     assert runs(tmp_path) == 1
 
 
+def test_waiting_for_other_hosts_is_no_failure(tmp_path, capfd):
+    aborts = "os.kill(os.getpid(), 6)"
+    one = member(f"if count < 8: {report('waiting')}; {aborts}", tmp_path)
+    assert supervise(lambda: [one], QUICK) is End.FINISHED
+    assert runs(tmp_path) == 9
+    assert "supervisor: the other hosts were not there: host 0 ended with signal 6" in (
+        capfd.readouterr().err
+    )
+    # But not for ever: others may have given up.
+    other = member(f"{report('waiting')}; {aborts}", tmp_path, "host 1")
+    with pytest.raises(UserError, match="gave up after 3 restarts: the other hosts were not there"):
+        supervise(lambda: [other], dataclasses.replace(QUICK, longest_wait=0.0))
+    assert runs(tmp_path, "host 1") == 4
+
+
 def test_a_preempted_run_goes_on_however_often(tmp_path):
     one = member(f"if count < 8: {report('preempted')}", tmp_path)
     assert supervise(lambda: [one], QUICK) is End.FINISHED
@@ -84,7 +100,15 @@ def test_one_that_dies_ends_all_and_all_start_again(tmp_path):
 @contextlib.contextmanager
 def supervisor(*code: str):
     process = subprocess.Popen(
-        [sys.executable, "-m", "launch.supervisor", "--first_delay=0.01", "--", *code],
+        [
+            sys.executable,
+            "-m",
+            "launch.supervisor",
+            "--first_delay=0.01",
+            "--max_restarts=1",
+            "--",
+            *code,
+        ],
         cwd=ROOT,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -124,3 +148,10 @@ def test_nothing_outlives_a_supervisor_that_is_killed():
         process.kill()
         # Standard output ends when the last process that holds it is gone.
         assert process.stdout.read() == ""
+
+
+@pytest.mark.parametrize(("word", "status"), [("refused", 78), ("", 1)])
+def test_a_cluster_is_told_what_another_start_would_not_mend(word, status):
+    with supervisor("-c", f"import os, sys; {report(word)}; sys.exit(1)") as process:
+        process.stdout.read()
+        assert process.wait(60) == status

@@ -120,12 +120,21 @@ def get_config() -> ConfigDict:
     config.teacher.ema = "evaluation"
 
     config.optimizer = ConfigDict()
-    # AdamW. The rate warms up linearly, then stays constant or decays to zero by a cosine.
+    # adamw; or muon, which orthogonalises the updates of the blocks' matrices and leaves all other
+    # parameters to adamw. The rate means about the same for both.
+    config.optimizer.name = "adamw"
+    # The rate warms up linearly, then stays constant, or decays to zero: constant, cosine, linear.
     config.optimizer.learning_rate = 1e-4
     config.optimizer.schedule = "constant"
     config.optimizer.warmup_steps = 0
     config.optimizer.b1 = 0.9
     config.optimizer.b2 = 0.999
+    # Of muon's matrices.
+    config.optimizer.momentum = 0.95
+    # float32 or bfloat16, in which the first moments are kept: half their memory.
+    config.optimizer.mu_dtype = "float32"
+    # Gradients whose norm over all parameters is larger are scaled down to it; 0 for never.
+    config.optimizer.clip_norm = 0.0
     # Decoupled, on all parameters.
     config.optimizer.weight_decay = 0.1
 

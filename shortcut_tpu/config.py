@@ -19,10 +19,13 @@ from etils import epath
 from ml_collections import ConfigDict
 
 import configs
+from configs import common
 from data_pipeline.errors import UserError
 from data_pipeline.whole_files import write_text
 
 CONFIG_FILE = "config.json"
+# Groups whose keys are names that a config chooses.
+_OPEN = ("emas", "learning_rates")
 _CONFIG_FOLDER = Path(configs.__file__).parent
 
 
@@ -116,10 +119,28 @@ def leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, object]]
             yield f"{prefix}{key}", value
 
 
+def completed(saved: dict[str, Any]) -> ConfigDict:
+    """A config that was read from JSON; keys that an earlier release did not have get defaults."""
+    return ConfigDict(_filled(saved, common.get_config().to_dict()))
+
+
+def _filled(saved: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    missing = {key: value for key, value in defaults.items() if key not in saved}
+    return missing | {
+        key: _filled(value, defaults[key])
+        if isinstance(value, dict) and isinstance(defaults.get(key), dict) and key not in _OPEN
+        else value
+        for key, value in saved.items()
+    }
+
+
 def differences(before: dict[str, Any], config: ConfigDict) -> list[str]:
     """What differs between a config that was read from JSON and one that is here, key by key."""
-    old = dict(leaves(ConfigDict(before)))
-    new = dict(leaves(ConfigDict(json.loads(json.dumps(config.to_dict())))))
+    old, new = (
+        # As JSON gives it back: tuples are lists.
+        dict(leaves(ConfigDict(json.loads(json.dumps(either.to_dict())))))
+        for either in (completed(before), config)
+    )
     absent = "absent"
     return [
         f"{key}: {old.get(key, absent)!r} -> {new.get(key, absent)!r}"
@@ -147,7 +168,7 @@ def restore(workdir: epath.PathLike) -> ConfigDict:
         content = json.loads(path.read_text())
         if not isinstance(content, dict):
             raise ValueError(f"it holds {type(content).__name__} in place of keys")
-        return ConfigDict(content).lock()
+        return completed(content).lock()
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; is {workdir} the --workdir of a run?") from None
     except ValueError as error:

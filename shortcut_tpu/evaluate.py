@@ -73,7 +73,7 @@ def score_run() -> None:
     run = load_run(workdir, values.step, values.ema)
     steps = require_steps(run.experiment.objective, steps)
     evaluation = run.experiment.config.evaluation
-    reference = values.reference or evaluation.get("reference", "")
+    reference = values.reference or evaluation.reference
     if values.reconstruction and not reference:
         raise UserError("--reconstruction compares with real images: give their --reference")
     evaluator = make_evaluator(
@@ -81,9 +81,9 @@ def score_run() -> None:
         run.autoencoder,
         protocol=values.protocol or evaluation.protocol,
         num_samples=values.num_samples or evaluation.num_samples,
-        features=values.features or evaluation.get("features", ""),
+        features=values.features or evaluation.features,
         reference=reference,
-        balance=values.class_balance or evaluation.get("class_balance", ""),
+        balance=values.class_balance or evaluation.class_balance,
         unfinished=functools.partial(_unfinished, workdir, run),
     )
     scores = _scores(evaluator, run, steps)

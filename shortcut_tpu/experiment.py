@@ -27,7 +27,8 @@ from shortcut_tpu.models import Model, data_keys, make_model
 from shortcut_tpu.models.placement import placed
 from shortcut_tpu.objectives import Objective, make_objective
 from shortcut_tpu.objectives.base import TEACHER
-from shortcut_tpu.train_state import TrainState, ema_distances, make_optimizer, make_schedule
+from shortcut_tpu.optimizers import make_optimizer, make_schedule
+from shortcut_tpu.train_state import TrainState, ema_distances
 from shortcut_tpu.train_step import make_train_step
 
 P = ParamSpec("P")
@@ -62,8 +63,7 @@ def records_of(config: ConfigDict) -> str:
 
 def latent_shape(data: ConfigDict) -> tuple[int, ...]:
     """What a config's network generates: latents [side, side, channels], or [horizon, channels]."""
-    # Workdirs of earlier releases have no horizon.
-    if data.get("horizon", 0):
+    if data.horizon:
         return (data.horizon, data.channels)
     return (data.image_size, data.image_size, data.channels)
 
@@ -96,7 +96,7 @@ class Experiment:
         for name in (*objective.ema_names, "evaluation"):
             if name not in config.emas:
                 raise UserError(f"the run needs an average of the weights named emas.{name}")
-        network = objective.network or config.model.get("network", "dit")
+        network = objective.network or config.model.network
         model = checked(
             make_model,
             network,

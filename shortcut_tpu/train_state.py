@@ -1,4 +1,4 @@
-"""What a training run carries from step to step, and the optimizer that moves it."""
+"""What a training run carries from step to step."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 import optax
 
 from shortcut_tpu.models import Model, Params
@@ -64,29 +63,3 @@ def ema_distances(params: Params, emas: Mapping[str, Params]) -> dict[str, jax.A
         name: optax.tree.norm(jax.tree.map(jnp.subtract, ema, params)) / norm
         for name, ema in emas.items()
     }
-
-
-def make_schedule(config: ConfigDict) -> optax.Schedule:
-    """Learning rate by step: linear warm-up, then constant or cosine decay to zero."""
-    optim, num_steps = config.optimizer, config.train.num_steps
-    if optim.schedule not in ("constant", "cosine"):
-        raise ValueError(f"optimizer.schedule={optim.schedule!r}: constant or cosine")
-    warmup = optax.linear_schedule(0.0, optim.learning_rate, optim.warmup_steps)
-    if optim.schedule == "cosine":
-        after = optax.cosine_decay_schedule(
-            optim.learning_rate, max(num_steps - optim.warmup_steps, 1)
-        )
-    else:
-        after = optax.constant_schedule(optim.learning_rate)
-    return optax.join_schedules([warmup, after], [optim.warmup_steps])
-
-
-def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """AdamW with decoupled weight decay on all parameters, as in the paper."""
-    optim = config.optimizer
-    return optax.adamw(
-        make_schedule(config),
-        b1=optim.b1,
-        b2=optim.b2,
-        weight_decay=optim.weight_decay,
-    )

@@ -66,9 +66,9 @@ class PeriodicEvaluation:
             self._autoencoder,
             protocol=evaluation.protocol,
             num_samples=evaluation.num_samples,
-            features=evaluation.get("features", ""),
-            reference=evaluation.get("reference", ""),
-            balance=evaluation.get("class_balance", ""),
+            features=evaluation.features,
+            reference=evaluation.reference,
+            balance=evaluation.class_balance,
         )
 
     def __call__(self, step: int, params: Any) -> dict[int, float]:

@@ -82,3 +82,15 @@ def test_resolved_config_survives_the_workdir(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match="config.json: not a config"):
         config_lib.restore(tmp_path)
+
+
+def test_an_earlier_releases_config_gets_the_keys_it_did_not_have():
+    """Whatever is missing is as by default, and no change; averages are the run's own."""
+    config = config_lib.load("imagenet256_b")
+    saved = json.loads(config.to_json())
+    del saved["optimizer"]["mu_dtype"], saved["evaluation"]["features"], saved["comparison"]
+    saved["emas"] = {"evaluation": 0.5}
+    found = config_lib.completed(saved)
+    assert (found.optimizer.mu_dtype, found.evaluation.features) == ("float32", "")
+    assert found.emas.to_dict() == {"evaluation": 0.5}
+    assert config_lib.differences(saved, config) == ["emas.evaluation: 0.5 -> 0.999"]

@@ -49,11 +49,11 @@ def test_changes_are_named_one_by_one():
     assert differences(before, config) == []
     config.batch_size = 64
     config.evaluation.steps = (1, 2)
-    del before["train"]["max_skipped"]
+    del before["emas"]["target"]
     changes = [
         "batch_size: 256 -> 64",
+        "emas.target: 'absent' -> 0.8",
         "evaluation.steps: [1, 4, 32] -> [1, 2]",
-        "train.max_skipped: 'absent' -> 10",
     ]
     assert differences(before, config) == changes
     with pytest.raises(UserError, match=r"batch_size: 256 -> 64; .*--allow_config_change"):

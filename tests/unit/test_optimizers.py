@@ -1,0 +1,161 @@
+"""Optimizers and their schedule against their formulas."""
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+import numpy as np
+import optax
+import pytest
+
+from shortcut_tpu.experiment import Experiment
+from shortcut_tpu.optimizers import make_optimizer, make_schedule
+
+
+def optimizer_config(**changes):
+    optimizer = {
+        "learning_rate": 0.01,
+        "schedule": "constant",
+        "warmup_steps": 0,
+        "b1": 0.9,
+        "b2": 0.999,
+        "weight_decay": 0.1,
+        "name": "adamw",
+        "momentum": 0.95,
+        "mu_dtype": "float32",
+        "clip_norm": 0.0,
+    }
+    return ConfigDict({"optimizer": optimizer | changes, "train": {"num_steps": 100}})
+
+
+def test_adamw_decays_weights_apart_from_the_gradient():
+    """First step: m/sqrt(v) is the gradient's sign, so p <- p - lr (sign(g) + wd p)."""
+    optimizer = make_optimizer(optimizer_config())
+    params = {"kernel": jnp.array([1.0, -2.0]), "bias": jnp.array([0.5])}
+    grads = {"kernel": jnp.array([3.0, -1e-3]), "bias": jnp.array([7.0])}
+    updates, _ = optimizer.update(grads, optimizer.init(params), params)
+    np.testing.assert_allclose(updates["kernel"], -0.01 * np.array([1 + 0.1, -1 - 0.2]), rtol=1e-4)
+    np.testing.assert_allclose(updates["bias"], [-0.01 * (1 + 0.05)], rtol=1e-4)
+
+
+def test_schedule_warms_up_and_decays_by_a_cosine():
+    schedule = make_schedule(optimizer_config(schedule="cosine", warmup_steps=20))
+    found = [float(schedule(step)) for step in (0, 10, 20, 60, 100)]
+    np.testing.assert_allclose(found, [0, 0.005, 0.01, 0.005, 0], atol=1e-8)
+    constant = make_schedule(optimizer_config())
+    assert float(constant(0)) == float(constant(99)) == pytest.approx(0.01)
+    linear = make_schedule(optimizer_config(schedule="linear", warmup_steps=20))
+    np.testing.assert_allclose([linear(20), linear(60), linear(100)], [0.01, 0.005, 0], atol=1e-8)
+    with pytest.raises(ValueError, match="schedule='step'"):
+        make_schedule(optimizer_config(schedule="step"))
+
+
+def orthogonalised(matrix: np.ndarray) -> np.ndarray:
+    """Muon's five iterations X <- a X + (b A + c A A) X, A = X X^T, from X = G / |G|."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.T if tall else matrix
+    x = x / np.linalg.norm(x)
+    for _ in range(5):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.T if tall else x
+
+
+def test_muon_orthogonalises_each_matrix_of_each_layer():
+    """First step: the momentum is the gradient's direction, so an update is
+    -lr (0.2 sqrt(max(in, out)) NS(G) + wd p), with G a layer's matrix: for q, k, v one each, heads
+    side by side; all else moves by AdamW
+    with Nesterov's momentum."""
+    optimizer = make_optimizer(optimizer_config(name="muon"))
+    draw = np.random.default_rng(0)
+    shapes = {
+        "qkv": (2, 8, 3, 2, 4),
+        "attention_out": (2, 2, 4, 8),
+        "modulation": (2, 8, 6, 8),
+        "mlp_in": (2, 8, 32),
+        "mlp_out": (2, 32, 8),
+    }
+    blocks = {name: {"kernel": draw.normal(size=shape)} for name, shape in shapes.items()}
+    blocks["qkv"]["bias"] = draw.normal(size=(2, 3, 2, 4))
+    params = {"blocks": blocks, "final": {"project": {"kernel": draw.normal(size=(8, 4))}}}
+    grads = jax.tree.map(lambda p: draw.normal(size=p.shape), params)
+    updates, _ = optimizer.update(grads, optimizer.init(params), params)
+
+    def expected(name: str, inputs: int) -> np.ndarray:
+        """For kernels [layer, ...] whose next axes up to `inputs` values are a matrix's inputs."""
+        grad, param = grads["blocks"][name]["kernel"], blocks[name]["kernel"]
+        found = np.stack([orthogonalised(g.reshape(inputs, -1)).reshape(g.shape) for g in grad])
+        size = 0.2 * max(inputs, grad[0].size // inputs) ** 0.5
+        return -0.01 * (size * found + 0.1 * param)
+
+    for name, inputs in (("attention_out", 8), ("mlp_in", 8), ("mlp_out", 32)):
+        np.testing.assert_allclose(
+            updates["blocks"][name]["kernel"], expected(name, inputs), atol=2e-5
+        )
+    for name, parts in (("qkv", 3), ("modulation", 6)):
+        grad, param = grads["blocks"][name]["kernel"], blocks[name]["kernel"]
+        for layer, part in np.ndindex(2, parts):
+            matrix = orthogonalised(grad[layer, :, part].reshape(8, 8))
+            wanted = 0.2 * 8**0.5 * matrix + 0.1 * param[layer, :, part].reshape(8, 8)
+            found = updates["blocks"][name]["kernel"][layer, :, part].reshape(8, 8)
+            np.testing.assert_allclose(found, -0.01 * wanted, atol=2e-5)
+    # A step ahead: b1 m_1 / (1 - b1^2) + g, with m_1 = (1 - b1) g.
+    nesterov = 0.9 * 0.1 / (1 - 0.9**2) + 1
+    for path in (("blocks", "qkv", "bias"), ("final", "project", "kernel")):
+        grad, param, update = grads, params, updates
+        for key in path:
+            grad, param, update = grad[key], param[key], update[key]
+        np.testing.assert_allclose(
+            update, -0.01 * (nesterov * np.sign(grad) + 0.1 * param), rtol=1e-5
+        )
+
+
+def test_gradients_are_clipped_together():
+    """Those of norm 10 count as those of norm 5; those of norm 5 stay."""
+    params = {"a": jnp.zeros(1), "b": jnp.zeros(1)}
+    large, small = (
+        {"a": jnp.array([6.0]), "b": jnp.array([8.0])},
+        {"a": jnp.array([3.0]), "b": jnp.array([4.0])},
+    )
+    optimizer = make_optimizer(optimizer_config(clip_norm=5.0))
+    plain = make_optimizer(optimizer_config())
+    moments = [
+        optax.tree.get(o.update(g, o.init(params), params)[1], "mu")
+        for o, g in ((optimizer, large), (optimizer, small), (plain, small))
+    ]
+    jax.tree.map(lambda *m: np.testing.assert_allclose(m, [m[0]] * 3, rtol=1e-6), *moments)
+
+
+def test_first_moments_may_take_half_the_memory():
+    params = {"w": jnp.ones(4)}
+    state = make_optimizer(optimizer_config(mu_dtype="bfloat16")).init(params)
+    assert optax.tree.get(state, "mu")["w"].dtype == jnp.bfloat16
+    assert optax.tree.get(state, "nu")["w"].dtype == jnp.float32
+
+
+def test_an_optimizer_that_is_none_is_refused():
+    with pytest.raises(ValueError, match="optimizer.name='sgd' is none of adamw, muon"):
+        make_optimizer(optimizer_config(name="sgd"))
+
+
+def test_muon_updates_alike_on_any_mesh(tiny_config, devices):
+    """Moments lie where their weights do, and updates are those of weights that are whole."""
+    config = tiny_config.copy_and_resolve_references()
+    with config.unlocked():
+        config.optimizer.name, config.mesh.fsdp = "muon", 4
+    experiment = Experiment.from_config(config, devices[:4])
+    state = experiment.init_state()
+    moments = state.opt_state.inner_states["muon"].inner_state[0].mu
+    moment, weight = (tree["blocks"]["mlp_in"]["kernel"] for tree in (moments, state.params))
+    assert moment.sharding == weight.sharding and not weight.sharding.is_fully_replicated
+
+    @jax.jit
+    def update(state):
+        """With the weights for gradients."""
+        return experiment.optimizer.update(state.params, state.opt_state, state.params)[0]
+
+    jax.tree.map(
+        lambda split, whole: np.testing.assert_allclose(split, whole, atol=1e-6),
+        jax.device_get(update(state)),
+        update(jax.device_get(state)),
+    )

@@ -3,6 +3,7 @@
   python -m shortcut_tpu.preflight --config=imagenet256_xl --topology=v5e-256
   python -m shortcut_tpu.preflight --config=imagenet256_xl --topology="2x v5e-256" \\
       --config.batch_size=2048 --config.mesh.fsdp=8
+  python -m shortcut_tpu.preflight --config=imagenet256_xl --topology=v5e-256 --explain
   python -m shortcut_tpu.preflight --config=imagenet256_xl --topology=v5e-256 --program=sample
   python -m shortcut_tpu.preflight --config=imagenet256_xl --topology=v5e-256 --search
   python -m shortcut_tpu.preflight --all --json=pods.json            # every config on every pod
@@ -38,6 +39,7 @@ from data_pipeline.errors import UserError
 from shortcut_tpu import command, compile_cache
 from shortcut_tpu import config as config_lib
 from shortcut_tpu.compiled.analysis import PROGRAMS, analyse
+from shortcut_tpu.compiled.estimate import estimate_lines, explain_lines
 from shortcut_tpu.compiled.matrix import PODS, markdown, matrix, read_rows
 from shortcut_tpu.compiled.search import require_one, search
 from shortcut_tpu.topologies import Topology
@@ -64,6 +66,9 @@ def define_flags() -> None:
         "all",
         False,
         "A table of every config on every pod; --config or --topology leaves one.",
+    )
+    flags.DEFINE_boolean(
+        "explain", False, "Name the twenty dearest operations and the lines they come from."
     )
     command.define_json()
 
@@ -101,6 +106,7 @@ def report(figures: dict[str, Any]) -> list[str]:
         *_collective_lines(figures["collectives"]),
         f"at least     {times} ms a call: bound by {figures['bound_by'].upper()}, "
         f"MFU at most {100 * figures['mfu_bound']:.0f} %",
+        *(estimate_lines(figures) if "estimated_cycles" in figures else []),
         f"compiled in  {figures['compile_seconds']} s",
     ]
     return lines
@@ -140,7 +146,8 @@ def one(config: ConfigDict, topology: Topology) -> None:
         raise UserError(
             f"batch {figures['batch_size']} does not fit on {topology.name}: {why_not(figures)}"
         )
-    print(*report(figures), "fits", sep="\n")
+    dearest = ["", *explain_lines(figures), ""] if flags.FLAGS.explain else []
+    print(*report(figures), *dearest, "fits", sep="\n")
 
 
 def largest(config: ConfigDict, topology: Topology) -> None:

@@ -29,6 +29,8 @@ class Chip:
       cores_in_name: whether the number in a pod's name counts tensor cores, two a chip.
       dimensions: of the torus that a pod is.
       bf16_flops: peak operations a second in bfloat16 products.
+      clock: cycles a second.
+      mxu_side: rows and columns of a unit that multiplies matrices.
       hbm_bandwidth: bytes a second.
       link_bandwidth: bytes a second of one link between neighbours, one way; there are two links
         for each dimension of the torus.
@@ -39,6 +41,8 @@ class Chip:
     cores_in_name: bool
     dimensions: int
     bf16_flops: float
+    clock: float
+    mxu_side: int
     hbm_bandwidth: float
     link_bandwidth: float
     dcn_bandwidth: float
@@ -46,12 +50,13 @@ class Chip:
 
 # Peaks from the system architecture pages of cloud.google.com/tpu/docs (v4, v5e, v5p, v6e), where
 # the bandwidth between chips counts all links both ways; DCN shares from "How to Scale Your Model"
-# (jax-ml.github.io/scaling-book), chapter 2.
+# (jax-ml.github.io/scaling-book), chapter 2, as are the clocks: the peak over what all units do in
+# a cycle, 2 side^2 operations each; v4 and v5p (two cores) have eight of them, v5e and v6e four.
 CHIPS = {
-    "v4": Chip(30.75, True, 3, 275e12, 1200e9, 45e9, 6.25e9),
-    "v5e": Chip(15.75, False, 2, 197e12, 819e9, 50e9, 3.125e9),
-    "v5p": Chip(95, True, 3, 459e12, 2765e9, 100e9, 6.25e9),
-    "v6e": Chip(31.25, False, 2, 918e12, 1640e9, 100e9, 12.5e9),
+    "v4": Chip(30.75, True, 3, 275e12, 1.05e9, 128, 1200e9, 45e9, 6.25e9),
+    "v5e": Chip(15.75, False, 2, 197e12, 1.5e9, 128, 819e9, 50e9, 3.125e9),
+    "v5p": Chip(95, True, 3, 459e12, 1.75e9, 128, 2765e9, 100e9, 6.25e9),
+    "v6e": Chip(31.25, False, 2, 918e12, 1.75e9, 256, 1640e9, 100e9, 12.5e9),
 }
 
 _ALIASES = {"v5litepod": "v5e"}

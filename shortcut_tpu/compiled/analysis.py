@@ -27,6 +27,8 @@ from data_pipeline.manifest import Manifest, demonstration_fields, pair_fields, 
 from shortcut_tpu import partitioning
 from shortcut_tpu.compiled.collectives import Collective, collectives
 from shortcut_tpu.compiled.cost import executed_flops, hbm_bytes
+from shortcut_tpu.compiled.cycles import operations
+from shortcut_tpu.compiled.estimate import Estimate
 from shortcut_tpu.compiled.hlo import Program
 from shortcut_tpu.compiled.required import required_bytes
 from shortcut_tpu.compiled.roofline import Roofline
@@ -272,6 +274,7 @@ def _costs(candidate: Candidate, topology: Topology, program: Program) -> dict[s
     flops = executed_flops(program, kernels)
     roofline = Roofline.of(flops, hbm_bytes(program), moved, topology, mesh)
     model_flops = candidate.model_flops()
+    estimate = Estimate.of(operations(program, topology.chip, kernels), moved, roofline, mesh)
     needed = required_bytes(candidate.experiment, candidate.passes(), gradients=candidate.trains)
     total = sum(collective.total_bytes for collective in moved)
     return {
@@ -285,7 +288,7 @@ def _costs(candidate: Candidate, topology: Topology, program: Program) -> dict[s
         "roofline_seconds": roofline.times,
         "bound_by": roofline.bound_by,
         "mfu_bound": roofline.mfu(model_flops / chips),
-    }
+    } | estimate.figures(model_flops / chips)
 
 
 def summary(moved: Iterable[Collective]) -> list[dict[str, Any]]:

@@ -42,13 +42,26 @@ def executed_flops(program: Program, kernels: Mapping[Kernel, int] | None = None
     total, known = 0, kernels or {}
     for computation, instruction, times in program.executed():
         if instruction.op in ("convolution", "dot"):
-            total += times * _product_flops(computation, instruction)
-        elif instruction.op == "custom-call" and _KERNEL_TARGET in instruction.attributes:
-            kernel = _kernel(computation, instruction)
-            if kernel not in known:
-                raise ValueError(f"the program has a kernel of unknown cost: {kernel}")
-            total += times * known[kernel]
+            total += times * product_flops(computation, instruction)
+        else:
+            total += times * (kernel_cost(computation, instruction, known) or 0)
     return total
+
+
+def kernel_cost(
+    computation: Computation, instruction: Instruction, known: Mapping[Kernel, int]
+) -> int | None:
+    """Operations of a Pallas kernel, None of what is none.
+
+    Raises:
+      ValueError: the kernel is of unknown cost.
+    """
+    if instruction.op != "custom-call" or _KERNEL_TARGET not in instruction.attributes:
+        return None
+    kernel = _kernel(computation, instruction)
+    if kernel not in known:
+        raise ValueError(f"the program has a kernel of unknown cost: {kernel}")
+    return known[kernel]
 
 
 def _kernel(computation: Computation, call: Instruction) -> Kernel:
@@ -58,7 +71,8 @@ def _kernel(computation: Computation, call: Instruction) -> Kernel:
     return Kernel(name, tuple(results[0].dims for results in operands))
 
 
-def _product_flops(computation: Computation, product: Instruction) -> int:
+def product_flops(computation: Computation, product: Instruction) -> int:
+    """Operations of one matrix product or convolution, two a multiply-add."""
     left, right = (computation.by_name[name].results[0] for name in product.operands[:2])
     out = product.results[0]
     if product.op == "dot":

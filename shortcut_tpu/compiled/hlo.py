@@ -12,6 +12,8 @@ import functools
 import math
 import re
 
+from shortcut_tpu.compiled.sources import Sources
+
 DTYPE_BYTES = {
     **dict.fromkeys(("pred", "s8", "u8", "f8e4m3fn", "f8e5m2", "s4", "u4", "s2", "u2"), 1),
     **dict.fromkeys(("bf16", "f16", "s16", "u16"), 2),
@@ -34,15 +36,26 @@ _KNOWN_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """One array of a shape: dtype, dimensions, and whether it lies in HBM and not in VMEM."""
+    """One array of a shape: dtype, dimensions, and whether it lies in HBM and not in VMEM.
+
+    Attributes:
+      order: of the axes in memory, the fastest first; empty where the text does not tell.
+    """
 
     dtype: str
     dims: tuple[int, ...]
     in_hbm: bool
+    order: tuple[int, ...] = ()
 
     @property
     def size(self) -> int:
         return math.prod(self.dims)
+
+    @property
+    def fastest(self) -> int:
+        """Length of the axis whose entries are neighbours in memory: what lies along lanes."""
+        axis = self.order[0] if self.order else -1
+        return self.dims[axis] if self.dims else 1
 
     @property
     def bytes(self) -> int:
@@ -57,6 +70,7 @@ def arrays(shape: str) -> tuple[Array, ...]:
             tuple(int(n) for n in dims.split(",") if n),
             # S(n) names a memory space; without it an array lies in HBM.
             "S(" not in layout,
+            tuple(int(n) for n in re.findall(r"\d+", layout.partition(":")[0])),
         )
         for dtype, dims, layout in _ARRAY.findall(shape)
         if dtype in DTYPE_BYTES
@@ -138,10 +152,12 @@ class Program:
 
     Attributes:
       entry: name of the computation that a call of the program executes.
+      sources: where in Python its instructions come from.
     """
 
     computations: dict[str, Computation]
     entry: str
+    sources: Sources
 
     @classmethod
     def parse(cls, text: str) -> "Program":
@@ -169,7 +185,7 @@ class Program:
                 lines[-1] += line
         if entry is None:
             raise ValueError("the text is no HLO module: it has no ENTRY")
-        return cls(computations, entry)
+        return cls(computations, entry, Sources.parse(text))
 
     @functools.cached_property
     def times(self) -> dict[str, int]:

@@ -48,13 +48,11 @@ class Roofline:
         chip = topology.chip
         ici = dcn = 0.0
         for collective in collectives:
+            seconds = transfer_seconds(collective, chip, mesh)
             if collective.axis == DCN:
-                dcn += collective.wire_bytes / chip.dcn_bandwidth
+                dcn += seconds
             else:
-                links = num_links(mesh, collective.axis.split("+"))
-                if collective.op == "collective-permute":
-                    links = 1
-                ici += collective.wire_bytes / (links * chip.link_bandwidth)
+                ici += seconds
         return cls(chip, flops / chip.bf16_flops, hbm_bytes / chip.hbm_bandwidth, ici, dcn)
 
     @property
@@ -73,6 +71,16 @@ class Roofline:
     def mfu(self, model_flops_per_chip: float) -> float:
         """The model FLOP utilisation that no run can exceed."""
         return model_flops_per_chip / self.chip.bf16_flops / self.seconds
+
+
+def transfer_seconds(collective: Collective, chip: Chip, mesh: Mesh) -> float:
+    """How long all executions of a collective take at the least."""
+    if collective.axis == DCN:
+        return collective.wire_bytes / chip.dcn_bandwidth
+    links = num_links(mesh, collective.axis.split("+"))
+    if collective.op == "collective-permute":
+        links = 1
+    return collective.wire_bytes / (links * chip.link_bandwidth)
 
 
 def num_links(mesh: Mesh, axes: Iterable[str]) -> int:

@@ -6,8 +6,9 @@
 
 Needs no records: rows are random. It times the train step, the same step for flow matching, the
 network alone and sampling in one step and in many, each by itself and as the run has it: sharded
-over all devices of all hosts, the state donated. "Limit" is what `preflight` calls "at least", of
-the program that ran; devices without published peaks have none. Nothing is written but --json.
+over all devices of all hosts, the state donated. "Limit" is what `preflight` calls "at least" and
+"estimate" the compiler's own, of the program that ran, each with its share of the measured time;
+devices without published peaks have neither. Nothing is written but --json.
 """
 
 from collections.abc import Iterator
@@ -189,18 +190,21 @@ def table(timings: list[Timing]) -> list[str]:
     width = max(len(timing.name) for timing in timings)
     lines = [
         f"{'':{width}} {'rows':>6} {'ms a call':>10} {'lowest':>9} {'highest':>9} {'rows/s':>9}"
-        f" {'TFLOP/s':>8} {'MFU':>5}  limit"
+        f" {'TFLOP/s':>8} {'MFU':>5}  limit; estimate"
     ]
     for timing in timings:
         found = timing.figures()
         mfu = f"{found['mfu']:.1%}" if "mfu" in found else "-"
         limit = timing.limit
         share = (
-            f"{1e3 * limit:.4g} ms by {timing.limits['bound_by'].upper()}, "
-            f"{limit / timing.median:.0%} of the time"
+            f"{1e3 * limit:.4g} ms, {timing.limits['bound_by'].upper()}, "
+            f"{limit / timing.median:.0%}"
             if limit
             else "-"
         )
+        estimate = timing.limits.get("estimated_seconds")
+        if estimate:
+            share += f"; {1e3 * estimate:.4g} ms, {estimate / timing.median:.0%}"
         lines.append(
             f"{timing.name:{width}} {timing.rows:6} {1e3 * timing.median:10.4g}"
             f" {1e3 * min(timing.seconds):9.4g} {1e3 * max(timing.seconds):9.4g}"

@@ -11,10 +11,12 @@
 
 The TPU compiler of libtpu does the work on any Linux machine; no TPU is needed. The step, state and
 shardings are those that `shortcut_tpu.train` runs on that pod. Exits 1 where it does not fit. The
-figures are the compiler's and the chips' published peaks: nothing was run. With
---config.train.compile_cache=DIR the compiled step is kept in the folder where `train` looks; no pod
-has tried yet whether it finds that one, and a pod that does not compiles as it would have. --all
-takes about 12 s a row; stopped and started again with the same --json it goes on where it was.
+figures are the compiler's and the chips' published peaks: nothing was run. "At least" is a limit,
+"estimate" what the compiler takes its operations to cost; docs/estimates.md says how good that is.
+With --config.train.compile_cache=DIR the compiled step is kept in the folder where `train` looks;
+no pod has tried yet whether it finds that one, and a pod that does not compiles as it would have.
+--all takes about 12 s a row, --search about a quarter of an hour for XL; stopped and started again
+with the same --json they go on where they were.
 """
 
 import os
@@ -40,8 +42,8 @@ from shortcut_tpu import command, compile_cache
 from shortcut_tpu import config as config_lib
 from shortcut_tpu.compiled.analysis import PROGRAMS, analyse
 from shortcut_tpu.compiled.estimate import estimate_lines, explain_lines
-from shortcut_tpu.compiled.matrix import PODS, markdown, matrix, read_rows
-from shortcut_tpu.compiled.search import require_one, search
+from shortcut_tpu.compiled.matrix import PODS, Row, markdown, matrix, read_rows
+from shortcut_tpu.compiled.search import best, named, search, seconds_a_row
 from shortcut_tpu.topologies import Topology
 
 GIB = 2**30
@@ -60,7 +62,7 @@ def define_flags() -> None:
     )
     flags.DEFINE_integer("steps", 1, "Steps of the sampler.", lower_bound=1)
     flags.DEFINE_boolean(
-        "search", False, "Find the largest batch that fits with each remat policy; minutes."
+        "search", False, "Find the layout and batch of the least estimated time an image; minutes."
     )
     flags.DEFINE_boolean(
         "all",
@@ -150,24 +152,31 @@ def one(config: ConfigDict, topology: Topology) -> None:
     print(*report(figures), *dearest, "fits", sep="\n")
 
 
-def largest(config: ConfigDict, topology: Topology) -> None:
-    """Reports on the search for the largest batch and the least remat."""
-    found = search(config, topology, say=_say)
-    command.write_json(found)
-    require_one(found)
-    print(f"{'remat':8}{'batch':>8}{'a chip':>8}{'HBM, GiB':>10}{'MFU at most':>13}  bound by")
-    for remat, figures in found["policies"].items():
-        if figures is None:
-            print(f"{remat:8}{'none fits':>16}")
-            continue
-        print(
-            f"{remat:8}{figures['batch_size']:8}{figures['batch_size'] / figures['chips']:8.4g}"
-            f"{figures['hbm_bytes_per_chip'] / GIB:10.2f}{100 * figures['mfu_bound']:11.0f} %"
-            f"  {figures['bound_by'].upper()}"
+def fastest(config: ConfigDict, topology: Topology) -> None:
+    """Reports on the search for the least time an image; what --json holds is not made again."""
+    known = read_rows(flags.FLAGS.json)
+    rows: list[Row] = []
+    for row in search(config, topology, known, say=_say):
+        rows.append(row)
+        known.pop(row.get("key", ""), None)
+        command.write_json({"topology": topology.name, "rows": [*rows, *known.values()]})
+    own, least = best(rows, same_batch=True), best(rows)
+    command.write_json(
+        {"topology": topology.name, "rows": rows, "best_of_this_batch": own, "best": least}
+    )
+    print(f"{'batch':>6}{'HBM, GiB':>10}{'ms':>9}{'an image':>10}{'MFU':>6}  changed")
+    for row in rows:
+        figures = (
+            f"{'does not fit':>35}"
+            if not row["fits"]
+            else (
+                f"{row['hbm_bytes_per_chip'] / GIB:10.2f}{1e3 * row['estimated_seconds']:9.4g}"
+                f"{1e3 * seconds_a_row(row):10.4g}{100 * row['estimated_mfu']:4.0f} %"
+            )
         )
-    least = found["least_remat"]
-    own = f"batch {config.batch_size} of the config"
-    print(f"{own} fits with remat {least}" if least else f"{own} fits with none of them")
+        print(f"{row.get('batch_size', ''):>6}{figures}  {named(row['changed'])}")
+    print(f"of this batch the fastest: {named(own['changed'])}")
+    print(f"of all: {named(least['changed'])}")
 
 
 def table() -> None:
@@ -202,7 +211,7 @@ def main() -> None:
     # Without a TPU an entry is written and found again, but cannot be loaded.
     warnings.filterwarnings("ignore", "Error reading persistent compilation cache entry")
     if flags.FLAGS.search:
-        largest(config, topology)
+        fastest(config, topology)
     else:
         one(config, topology)
     sys.stdout.flush()

@@ -6,7 +6,7 @@ Usage:
   print(markdown(rows))
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import json
 from pathlib import Path
 import time
@@ -16,10 +16,10 @@ from ml_collections import ConfigDict
 
 from data_pipeline.errors import UserError
 from shortcut_tpu.compiled.analysis import Candidate, examine
-from shortcut_tpu.compiled.search import Say
 from shortcut_tpu.topologies import Topology
 
 Row = dict[str, Any]
+Say = Callable[[str], None]
 PODS = ("v5e-256", "v6e-256", "v5p-128", "v4-64")
 HEAD = (
     "config",
@@ -30,7 +30,11 @@ HEAD = (
     "moved, of what must",
     "at least, by",
     "MFU at most",
+    "estimate",
+    "MFU by it",
 )
+# What a table has no room for, by the hundred lines a row.
+_LONG = ("config", "dearest", "cycles_by_function")
 _GIB = 2**30
 
 
@@ -57,13 +61,19 @@ def matrix(
     pairs = ((name, config, pod) for name, config in configs for pod in pods)
     for number, (name, config, pod) in enumerate(pairs, 1):
         started = time.monotonic()
-        row = {"config": name} | _row(config, pod, program, steps, known)
+        row = {"config": name} | compiled(config, pod, program, steps, known)
         took = "known" if row.get("key") in known else f"{time.monotonic() - started:.0f} s"
         say(f"{number}/{total} {name} on {pod}: {row.get('reason') or _memory(row)} ({took})")
         yield row
 
 
-def _row(config: ConfigDict, pod: str, program: str, steps: int, known: Mapping[str, Row]) -> Row:
+def compiled(
+    config: ConfigDict, pod: str, program: str, steps: int, known: Mapping[str, Row]
+) -> Row:
+    """Figures of a config on a pod, with the `key` that it is known by; arguments as of `matrix`.
+
+    What cannot be laid out there does not fit, and has its `reason`.
+    """
     try:
         topology = Topology.parse(pod)
         candidate = Candidate.make(config, topology.devices(), program, steps)
@@ -71,7 +81,7 @@ def _row(config: ConfigDict, pod: str, program: str, steps: int, known: Mapping[
         return {"topology": pod, "fits": False, "reason": str(error)}
     key = candidate.fingerprint(topology)
     figures = known.get(key) or examine(candidate, topology)
-    return {name: figure for name, figure in figures.items() if name != "config"} | {"key": key}
+    return {name: figure for name, figure in figures.items() if name not in _LONG} | {"key": key}
 
 
 def read_rows(path: str | None) -> dict[str, Row]:
@@ -106,7 +116,7 @@ def _cells(row: Row) -> list[str]:
     batch, mesh = str(row.get("batch_size", "")), row.get("mesh", {})
     cells = [batch, ", ".join(str(size) for size in mesh.values())]
     if "hbm_bytes_per_chip" not in row:
-        return [*cells, "", "", "", ""]
+        return [*cells, *[""] * (len(HEAD) - 4)]
     ratio = row["collective_bytes_ratio"]
     moved = f"{row['collective_bytes'] / _GIB:.2f} GiB"
     return [
@@ -115,6 +125,11 @@ def _cells(row: Row) -> list[str]:
         f"{moved}, {ratio:.3f} x" if ratio else moved,
         f"{1e3 * max(row['roofline_seconds'].values()):.3g} ms, {row['bound_by'].upper()}",
         f"{100 * row['mfu_bound']:.0f} %",
+        *(
+            (f"{1e3 * row['estimated_seconds']:.3g} ms", f"{100 * row['estimated_mfu']:.0f} %")
+            if "estimated_seconds" in row
+            else ("", "")
+        ),
     ]
 
 

@@ -1,100 +1,148 @@
-"""The largest batch and the least recomputation with which a config's step fits a pod.
+"""The layout with which a config's step takes the least estimated time an image on a pod.
 
 Usage:
-  found = search(config, Topology.parse("v5e-256"), say=print)
+  rows = list(search(config, Topology.parse("v5e-256"), known={}, say=print))
+  print(best(rows)["changed"])
 """
 
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping
+import math
+import time
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from data_pipeline.errors import UserError
-from shortcut_tpu.compiled.analysis import analyse
+from shortcut_tpu.compiled.cycles import ATTENTION, COPIES, STACKS
+from shortcut_tpu.compiled.matrix import Row, Say, compiled
 from shortcut_tpu.models.dit import REMAT_POLICIES
-from shortcut_tpu.objectives import make_objective
+from shortcut_tpu.models.flash_attention import LANES
 from shortcut_tpu.topologies import Topology
 
-# How far below an estimate is looked when it does not fit, how many times the last batch the next
-# may be, and by how much a next one must be larger to be worth a compile.
-_BACK_OFF = (0.9, 0.75, 0.5)
-_STRIDE = 8
-_CLOSE = 1.1
-Say = Callable[[str], None]
+# By how much the time an image must fall for a change to be worth making.
+_WORTH = 0.99
+# An axis whose kinds take less than this share of the time is not walked.
+_SHARE = 0.03
+_UNROLLS = (2, 4)
+BATCH = "batch_size"
 
 
-def search(config: ConfigDict, topology: Topology, say: Say) -> dict[str, Any]:
-    """Compiles the step with each remat policy at growing batches.
+def search(
+    config: ConfigDict, topology: Topology, known: Mapping[str, Row], say: Say
+) -> Iterator[Row]:
+    """Changes one key after another and keeps what lowers the time an image.
 
-    Memory grows about linearly in the rows, so two compiles give an estimate and the next confirms
-    it. A batch that is named has been compiled; one larger by a tenth or two need not fit.
+    The keys are walked once, in the order in which they matter: when and over how many chips
+    weights lie in parts, what the backward pass recomputes, attention, layers out of line; and at
+    last the batch, doubled while that pays. An estimate counts a Pallas kernel at its limit, so
+    `pallas` must be confirmed by a run.
 
     Args:
-      config: of the run.
+      config: of the run, where the search starts.
       topology: the pod.
-      say: called with a line for each compile.
+      known: rows of a run before, by their `key`; they are not compiled again.
+      say: called with a line for each row.
 
-    Returns:
-      `policies`: for each remat policy the figures of the largest batch found, None where none
-      fits. `least_remat`: the first policy with which the config's own batch fits, or None.
+    Yields:
+      A row for each point: the figures of the program, `changed`, the keys that differ from the
+      config's, and `kept`, whether it was the best until then.
+    """
+
+    def tried(changed: dict[str, Any], before: Row | None) -> Row:
+        started = time.monotonic()
+        point = config.copy_and_resolve_references()
+        with point.unlocked():
+            point.update_from_flattened_dict(changed)
+        row = compiled(point, topology.name, "train", 1, known)
+        kept = before is None or seconds_a_row(row) < _WORTH * seconds_a_row(before)
+        took = "known" if row.get("key") in known else f"{time.monotonic() - started:.0f} s"
+        say(f"{named(changed)}: {_told(row)}{', kept' if kept and before else ''} ({took})")
+        return row | {"changed": changed, "kept": kept}
+
+    best_row = tried({}, None)
+    yield best_row
+    for key in ("mesh.gather", "mesh.fsdp", "model.remat", "model.attention", "model.unroll"):
+        for value in _values(key, config, best_row):
+            row = tried(best_row["changed"] | {key: value}, best_row)
+            yield row
+            best_row = row if row["kept"] else best_row
+    while best_row["fits"]:
+        row = tried(best_row["changed"] | {BATCH: 2 * best_row["batch_size"]}, best_row)
+        yield row
+        if not row["kept"]:
+            return
+        best_row = row
+
+
+def best(rows: list[Row], *, same_batch: bool = False) -> Row:
+    """The row of the least time an image, of all batches or of the first row's.
 
     Raises:
-      UserError: the config is not valid on so many chips.
+      UserError: none fits.
     """
-    policies: dict[str, dict[str, Any] | None] = {}
-    least: str | None = None
-    for remat in REMAT_POLICIES:
-        if least is None and _compiled(config, topology, remat, config.batch_size, say)["fits"]:
-            least = remat
-        policies[remat] = _largest(config, topology, remat, say)
-    return {"topology": topology.name, "policies": policies, "least_remat": least}
+    of_these = [row for row in rows if BATCH not in row["changed"] or not same_batch]
+    found = min(of_these, key=seconds_a_row)
+    if not found["fits"]:
+        raise UserError(
+            f"no layout of this batch fits on {found['topology']}; try a smaller batch_size or a "
+            "larger pod"
+        )
+    return found
 
 
-def _largest(config: ConfigDict, topology: Topology, remat: str, say: Say) -> dict[str, Any] | None:
-    """Figures of the largest batch that fits with this policy."""
-    stride = make_objective(config.objective.to_dict()).row_stride
-    unit = stride * topology.chips // max(config.mesh.tensor, 1)
-    best = _compiled(config, topology, remat, unit, say)
-    if not best["fits"]:
-        return None
-    held, tried = 1, 2
-    while True:
-        figures = _compiled(config, topology, remat, tried * unit, say)
-        if not figures["fits"]:
-            break
-        growth = (figures["hbm_bytes_per_chip"] - best["hbm_bytes_per_chip"]) / (tried - held)
-        left = topology.hbm_bytes - figures["hbm_bytes_per_chip"]
-        best, held = figures, tried
-        # While rows hardly show beside the state the estimate is wild.
-        tried = min(held + int(left / growth) if growth > 0 else _STRIDE * held, _STRIDE * held)
-        if tried <= _CLOSE * held:
-            return best
-    for share in _BACK_OFF:
-        if int(tried * share) > held:
-            figures = _compiled(config, topology, remat, int(tried * share) * unit, say)
-            if figures["fits"]:
-                return figures
-    return best
+def seconds_a_row(row: Row) -> float:
+    """Estimated time an image of one chip; infinite of what does not fit."""
+    if not row["fits"]:
+        return math.inf
+    seconds: float = row["estimated_seconds"] / row["batch_size"] * row["chips"]
+    return seconds
 
 
-def _compiled(
-    config: ConfigDict, topology: Topology, remat: str, batch_size: int, say: Say
-) -> dict[str, Any]:
-    changed = config.copy_and_resolve_references()
-    with changed.unlocked():
-        changed.model.remat = remat
-        changed.batch_size = batch_size
-    figures = analyse(changed, topology)
-    if "hbm_bytes_per_chip" in figures:
-        used = f"{figures['hbm_bytes_per_chip'] / 2**30:.2f} GiB a chip"
-    else:
-        used = figures["reason"]
-    fits = "fits" if figures["fits"] else "does not fit"
-    say(f"remat {remat}, batch {batch_size}: {fits}, {used}")
-    return figures
+def named(changed: Mapping[str, Any]) -> str:
+    """The changes as they would be typed."""
+    return " ".join(f"--config.{key}={value}" for key, value in changed.items()) or "as it is"
 
 
-def require_one(found: dict[str, Any]) -> None:
-    """Raises a UserError where no batch fits with any policy."""
-    if not any(found["policies"].values()):
-        raise UserError(f"no batch fits on {found['topology']}; try mesh.fsdp or a larger pod")
+def _values(key: str, config: ConfigDict, row: Row) -> list[Any]:
+    """What to try for a key, by what the best row so far spends its time with."""
+    mesh, model = config.mesh, config.model
+    fsdp = row["mesh"]["fsdp"] if "mesh" in row else mesh.fsdp
+    if key == "mesh.gather":
+        return [kind for kind in ("layer", "step") if kind != mesh.gather] if fsdp != 1 else []
+    if key == "mesh.fsdp":
+        smaller = [fsdp // 4] if fsdp >= 16 else []
+        return [*smaller, *([1] if fsdp > 1 else [-1])]
+    if key == "model.remat":
+        return [policy for policy in REMAT_POLICIES if policy != model.remat]
+    if key == "model.attention":
+        tokens = _tokens(config)
+        kernel = "kernels" in row and bool(row["kernels"])
+        if tokens % LANES or _share(row, ATTENTION) < _SHARE:
+            return []
+        return ["xla" if kernel else "pallas"]
+    if _share(row, STACKS, COPIES) < _SHARE:
+        return []
+    return [turns for turns in _UNROLLS if turns != model.unroll and model.depth % turns == 0]
+
+
+def _tokens(config: ConfigDict) -> int:
+    if config.data.horizon:
+        return int(config.data.horizon) // int(config.model.patch_size)
+    return (int(config.data.image_size) // int(config.model.patch_size)) ** 2
+
+
+def _share(row: Row, *kinds: str) -> float:
+    """Of the cycles, those of some kinds; all of a program that could not be compiled."""
+    if "cycles_by_kind" not in row:
+        return 1.0
+    spent = sum(row["cycles_by_kind"].get(kind, 0) for kind in kinds)
+    return spent / row["estimated_cycles"]
+
+
+def _told(row: Row) -> str:
+    if not row["fits"]:
+        return f"does not fit: {row.get('reason') or 'too much HBM'}"
+    return (
+        f"{1e3 * row['estimated_seconds']:.4g} ms, {1e3 * seconds_a_row(row):.3g} ms an image and "
+        f"chip, MFU {row['estimated_mfu']:.0%}"
+    )

@@ -35,6 +35,7 @@ NAMES = (
     "sampler",
     "devices",
     "compile_time",
+    "estimates",
     "encode",
     "official",
 )

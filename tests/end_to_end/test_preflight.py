@@ -22,6 +22,7 @@ def test_a_step_that_fits(tmp_path):
         "--config.model.depth=2",
         "--config.mesh.fsdp=1",
         "--topology=v5e-16",
+        "--explain",
         f"--config.train.compile_cache={cache}",
         f"--json={path}",
     )
@@ -53,6 +54,22 @@ def test_a_step_that_fits(tmp_path):
     assert figures["bound_by"] == max(times, key=times.get)
     assert times["mxu"] == pytest.approx(figures["executed_flops"] / 16 / 197e12)
     assert 0 < figures["mfu_bound"] < 1
+
+    # The compiler's own costs: dearer than the limit, and each with a line of the model's.
+    assert figures["estimated_seconds"] > max(times.values())
+    assert figures["estimated_mfu"] < figures["mfu_bound"]
+    assert figures["estimated_cycles"] == sum(figures["cycles_by_kind"].values())
+    assert figures["cycles_by_kind"]["products"] > 0.2 * figures["estimated_cycles"]
+    assert figures["cycles_by_kind"]["attention"] > 0
+    assert figures["cycles_by_kind"]["optimizer and averages"] > 0
+    dearest = figures["dearest"]
+    assert len(dearest) == 20
+    lines = {operation["source"].partition(":")[0] for operation in dearest}
+    assert {"models/dit.py", "train_step.py"} <= lines
+    assert figures["cycles_by_function"]["Block.__call__"] > 0
+    explained = done.stdout.splitlines()
+    head = next(n for n, line in enumerate(explained) if line.split()[:2] == ["ms", "share"])
+    assert all("; " in line for line in explained[head + 1 : head + 21])
 
     assert [entry.name.partition("-")[0] for entry in cache.glob("*-cache")] == ["jit_train_step"]
 
@@ -122,3 +139,41 @@ def test_meshes_can_be_laid_over_the_torus(pod, shape):
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True
     )
     assert done.stdout.strip() == str(shape)
+
+
+STRIDED = """
+import shortcut_tpu.preflight
+import jax
+from jax.experimental.layout import Format, Layout
+from jax.sharding import SingleDeviceSharding
+from shortcut_tpu.compiled.cycles import STACKS, operations
+from shortcut_tpu.compiled.hlo import Program
+from shortcut_tpu.topologies import Topology
+
+topology = Topology.parse("v5e-4")
+one = SingleDeviceSharding(topology.devices()[0])
+
+def scanned(stack, x):
+    return jax.lax.scan(lambda h, w: (h @ w, None), x, stack)[0]
+
+for order in ((0, 1, 2), (1, 0, 2)):
+    shapes = (jax.ShapeDtypeStruct((16, 512, 512), "bfloat16", sharding=Format(Layout(order), one)),
+              jax.ShapeDtypeStruct((512, 512), "bfloat16", sharding=one))
+    text = jax.jit(scanned).lower(*shapes).compile().as_text()
+    found = operations(Program.parse(text), topology.chip)
+    print(sum(o.total for o in found if o.kind == STACKS), sum(o.total for o in found))
+"""
+
+
+def test_a_slice_across_tiles_is_told_from_one_along_them():
+    """Layers that share tiles: a turn reads eight rows of each tile to use one."""
+    done = subprocess.run(
+        [sys.executable, "-c", STRIDED], capture_output=True, text=True, timeout=300, check=True
+    )
+    (along, all_along), (across, all_across) = (
+        map(int, line.split()) for line in done.stdout.splitlines()
+    )
+    assert across > 3 * along
+    # Of one the slices are what the loop does; of the other they are hidden by the products.
+    assert across > 0.5 * all_across
+    assert all_across > 1.5 * all_along

@@ -73,8 +73,10 @@ def test_the_table_sets_times_beside_limits(monkeypatch):
     assert timing.median == 0.010
     assert timing.figures()["mfu"] == pytest.approx(0.2)
     head, line = measure.table([timing])
-    assert line.endswith("20.0%  5 ms by HBM, 50% of the time")
-    assert len(head) <= 100
+    assert line.endswith("20.0%  5 ms, HBM, 50%")
+    assert len(head) <= 105
+    told = Timing("train step", 256, 10**12, [0.010], limits | {"estimated_seconds": 0.008})
+    assert measure.table([told])[1].endswith("  5 ms, HBM, 50%; 8 ms, 80%")
     without = Timing("train step", 256, 10**12, [0.012], {})
     assert measure.table([without])[1].endswith("  -")
 

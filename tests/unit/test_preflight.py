@@ -68,41 +68,100 @@ def test_what_must_move(tiny_config, devices, axes, gradients, gathers):
     assert required_bytes(experiment, passes=3, gradients=False) == gathers * kernels
 
 
-def memory_model(config, topology):
-    """Bytes a chip: the state and so much for each row, less with more recomputation."""
-    row = {"none": 2**30, "dots": 2**29, "full": 2**27}[config.model.remat]
-    used = 4 * 2**30 + row * config.batch_size // topology.chips
-    return {
-        "fits": used <= topology.hbm_bytes,
-        "hbm_bytes_per_chip": used,
-        "batch_size": config.batch_size,
-    }
+def a_pod_that_likes(kept, fits=lambda config: True):
+    """`compiled`, of a model: a step of 8 s, and its time by each key that pays, to the rows."""
+
+    def compiled(config, pod, program, steps, known):
+        flat = {
+            "mesh.gather": config.mesh.gather,
+            "mesh.fsdp": config.mesh.fsdp,
+            "model.remat": config.model.remat,
+            "model.attention": config.model.attention,
+            "model.unroll": config.model.unroll,
+        }
+        seconds = 4 + 4 * config.batch_size / 256
+        for key, (value, factor) in kept.items():
+            seconds *= factor if flat[key] == value else 1
+        key = f"{sorted(flat.items())} {config.batch_size}"
+        if key in known:
+            return known[key]
+        row = {
+            "topology": pod,
+            "key": key,
+            "fits": fits(config),
+            "chips": 256,
+            "batch_size": config.batch_size,
+            "mesh": {"fsdp": config.mesh.fsdp if config.mesh.fsdp > 0 else 64},
+            "kernels": [],
+        }
+        if not row["fits"]:
+            return row | {"reason": "exceeded"}
+        spent = {"products": 50, "attention": 20, "stacks": 30}
+        return row | {
+            "estimated_seconds": seconds,
+            "estimated_mfu": 0.5,
+            "estimated_cycles": 100,
+            "cycles_by_kind": spent,
+        }
+
+    return compiled
 
 
-def test_search_finds_the_largest_batch_and_the_least_remat(monkeypatch):
-    monkeypatch.setattr(search_lib, "analyse", memory_model)
-    config = config_lib.load("imagenet256_xl").copy_and_resolve_references()
+def walk(monkeypatch, compiled, known=None):
+    monkeypatch.setattr(search_lib, "compiled", compiled)
+    config, said = config_lib.load("imagenet256_xl").copy_and_resolve_references(), []
     with config.unlocked():
-        config.batch_size = 16 * 16
-    said = []
-    found = search_lib.search(config, Topology.parse("v5e-16"), said.append)
-    # 11.75 GiB are left: 11 rows of 1 GiB, 23 of a half, 94 of an eighth, in strides of four.
-    batches = {remat: figures["batch_size"] for remat, figures in found["policies"].items()}
-    assert batches == {"none": 8 * 16, "dots": 20 * 16, "full": 92 * 16}
-    assert found["least_remat"] == "dots"
-    assert all(line.startswith("remat ") for line in said)
-    search_lib.require_one(found)
+        config.mesh.gather = "step"
+        config.model.remat = "dots"
+    rows = list(search_lib.search(config, Topology.parse("v5e-256"), known or {}, said.append))
+    assert len(said) == len(rows)
+    return rows, said
 
 
-def test_search_where_nothing_fits(monkeypatch):
-    out = {"fits": False, "reason": "exceeded"}
-    monkeypatch.setattr(search_lib, "analyse", lambda config, topology: out)
-    found = search_lib.search(
-        config_lib.load("digits"), Topology.parse("v5e-16"), lambda line: None
+def test_search_keeps_what_lowers_the_time_an_image(monkeypatch):
+    """Each key by itself, in turns; the batch grows while rows are cheaper together."""
+    pays = {"mesh.gather": ("layer", 0.5), "model.remat": ("none", 0.9), "mesh.fsdp": (1, 1.2)}
+    limit = 1024
+    rows, said = walk(
+        monkeypatch, a_pod_that_likes(pays, fits=lambda config: config.batch_size <= limit)
     )
-    assert found["least_remat"] is None
-    with pytest.raises(UserError, match="no batch fits on v5e-16"):
-        search_lib.require_one(found)
+    own = search_lib.best(rows, same_batch=True)
+    assert own["changed"] == {"mesh.gather": "layer", "model.remat": "none"}
+    assert search_lib.seconds_a_row(own) == pytest.approx(8 * 0.5 * 0.9)
+    least = search_lib.best(rows)
+    assert least["changed"] == own["changed"] | {"batch_size": limit}
+    # Half of the time is there for any batch.
+    assert search_lib.seconds_a_row(least) == pytest.approx((1 + 4) * 0.5 * 0.9)
+    assert rows[-1]["batch_size"] == 2 * limit
+    assert not rows[-1]["fits"]
+    assert said[1].startswith("--config.mesh.gather=layer: 4000 ms, ")
+    assert ", kept (" in said[1]
+    # Compiled once: a search that died goes on with what it knows.
+    known = {row["key"]: row for row in rows}
+    again, said = walk(monkeypatch, lambda *args: known[a_pod_that_likes({})(*args)["key"]], known)
+    assert [row["changed"] for row in again] == [row["changed"] for row in rows]
+    assert all(line.endswith("(known)") for line in said)
+
+
+def test_search_leaves_out_what_cannot_pay(monkeypatch):
+    """Layers out of line where slices cost nothing, another attention where that does not."""
+
+    def compiled(*args):
+        row = a_pod_that_likes({})(*args)
+        return row | {"cycles_by_kind": {"products": 99, "attention": 1}}
+
+    rows, _ = walk(monkeypatch, compiled)
+    tried = {key for row in rows for key in row["changed"]}
+    assert tried == {"mesh.gather", "mesh.fsdp", "model.remat", "batch_size"}
+
+
+def test_search_goes_on_from_what_does_not_fit(monkeypatch):
+    full = a_pod_that_likes({}, fits=lambda config: config.model.remat == "full")
+    rows, _ = walk(monkeypatch, full)
+    assert search_lib.best(rows, same_batch=True)["changed"] == {"model.remat": "full"}
+    none, _ = walk(monkeypatch, a_pod_that_likes({}, fits=lambda config: False))
+    with pytest.raises(UserError, match="no layout of this batch fits on v5e-256"):
+        search_lib.best(none)
 
 
 FITS = {
@@ -117,6 +176,9 @@ FITS = {
     "roofline_seconds": {"mxu": 0.062, "hbm": 0.001},
     "bound_by": "mxu",
     "mfu_bound": 0.5,
+    "estimated_seconds": 0.1,
+    "estimated_mfu": 0.31,
+    "dearest": ["long"],
 }
 
 
@@ -150,11 +212,11 @@ def test_the_table_says_why_a_row_is_missing(monkeypatch, tiny_config):
     head, rule, *lines, blank, note = matrix_lib.markdown([*rows, over]).splitlines()
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in (head, *lines)]
     fits, refused, too_large = ("1.00 of 16", "does not fit: 1", "32.00 > 16")
-    rest = ["0.50 GiB, 1.010 x", "62 ms, MXU", "50 %"]
+    rest = ["0.50 GiB, 1.010 x", "62 ms, MXU", "50 %", "100 ms", "31 %"]
     assert cells == [
         list(matrix_lib.HEAD),
         ["digits", "v5e-16", "64", "1, 1, 1, 1", fits, *rest],
-        ["digits", "v4-8", "", "", refused, "", "", ""],
+        ["digits", "v4-8", "", "", refused, *[""] * 5],
         ["digits", "v5e-16", "64", "1, 1, 1, 1", too_large, *rest],
     ]
     assert note == "1: digits on v4-8: cannot be laid out"
@@ -168,6 +230,7 @@ def test_rows_of_a_run_before_are_not_compiled_again(monkeypatch, tmp_path, tiny
     assert matrix_lib.read_rows(str(path)) == {}
     rows, compiled = fill([("digits", tiny_config)], {}, monkeypatch)
     assert compiled == ["32 v5e-16 train"]
+    assert "dearest" not in rows[0]
 
     path.write_text(json.dumps({"rows": rows}))
     known = matrix_lib.read_rows(str(path))

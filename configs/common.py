@@ -194,8 +194,11 @@ def get_config() -> ConfigDict:
     # Classes of samples: balanced, random, or data, as often as the records have them; empty for
     # the protocol's.
     config.evaluation.class_balance = ""
-    # Classifier-free guidance while sampling; 1 for none.
-    config.evaluation.guidance = 1.0
+    # Classifier-free guidance while sampling: a strength for all step counts, such as 1.5, or for
+    # some, such as 128:1.5 or 2,128:1.5 for 1.5 at 128 steps and 2 at all others; 1 for none.
+    config.evaluation.guidance = "1"
+    # The times in which samples are guided, start and end; 0 is noise and 1 is data.
+    config.evaluation.guidance_interval = (0.0, 1.0)
 
     config.comparison = ConfigDict()
     # `compare` trains each method for so many steps, its teacher's included; 0 for train.num_steps.

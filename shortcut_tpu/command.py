@@ -24,13 +24,16 @@ from data_pipeline.command_line import parse_flags, required
 from data_pipeline.errors import UserError, exit_on_user_error, report_failure
 from shortcut_tpu import config as config_lib
 from shortcut_tpu import distributed
+from shortcut_tpu.guidance import Guidance
 
 __all__ = [
     "checked",
     "config",
     "config_path",
     "define_config",
+    "define_guidance",
     "define_json",
+    "guidance",
     "integers",
     "required",
     "run",
@@ -83,6 +86,32 @@ def define_config() -> None:
 def define_json() -> None:
     """Defines --json, which `write_json` obeys."""
     flags.DEFINE_string("json", None, "File for the figures that are printed.")
+
+
+def define_guidance() -> None:
+    """Defines --guidance and --guidance_interval, which `guidance` obeys."""
+    flags.DEFINE_string(
+        "guidance",
+        None,
+        "Classifier-free guidance of the samples, such as 1.5, or 128:1.5 for those of 128 steps; "
+        "the config's by default.",
+    )
+    flags.DEFINE_list(
+        "guidance_interval", None, "The times that are guided, START,END; the config's by default."
+    )
+
+
+def guidance(evaluation: Any) -> Guidance:
+    """What --guidance and --guidance_interval say, or the config's `evaluation`.
+
+    Raises:
+      UserError: they cannot be read.
+    """
+    values = flags.FLAGS
+    return Guidance.parse(
+        evaluation.guidance if values.guidance is None else values.guidance,
+        values.guidance_interval or evaluation.guidance_interval,
+    )
 
 
 def _parse(arguments: Sequence[str]) -> list[str]:

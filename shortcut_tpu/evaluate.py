@@ -46,6 +46,7 @@ def define_flags() -> None:
     flags.DEFINE_string("features", None, "Its weights, inception:FILE; the config's by default.")
     flags.DEFINE_string("reference", None, "Statistics of real images; the config's by default.")
     flags.DEFINE_string("class_balance", None, "balanced, random or data; else the protocol's.")
+    command.define_guidance()
     flags.DEFINE_integer("seed", None, "Seed of the samples; the run's by default.")
     flags.DEFINE_integer("step", None, "Checkpoint to score; the newest by default.")
     flags.DEFINE_string("ema", "evaluation", "Which average of the weights to score.")
@@ -77,7 +78,7 @@ def score_run() -> None:
     if values.reconstruction and not reference:
         raise UserError("--reconstruction compares with real images: give their --reference")
     evaluator = make_evaluator(
-        make_generator(run.experiment, run.autoencoder, seed=values.seed),
+        make_generator(run.experiment, run.autoencoder, values.seed, command.guidance(evaluation)),
         run.autoencoder,
         protocol=values.protocol or evaluation.protocol,
         num_samples=values.num_samples or evaluation.num_samples,
@@ -92,7 +93,7 @@ def score_run() -> None:
         f"step {run.step}, average {values.ema}, {evaluator.num_samples} samples,"
         f" {_balance_in_words(evaluator.facts, run.experiment.config.data.num_classes)}",
         *_remarks(protocol, evaluator.num_samples, evaluator.features, evaluator.reference),
-        *table(scores),
+        *table(scores, evaluator.guidance),
     )
     if jax.process_index() == 0:
         main_scores = {k: v for k, v in scores[evaluator.metric].items() if k != _RECONSTRUCTION}
@@ -103,7 +104,8 @@ def score_run() -> None:
                 "scores": {name: {str(n): s for n, s in by.items()} for name, by in scores.items()},
                 "class_balance": evaluator.facts["class_balance"],
                 "seed": evaluator.facts["seed"],
-                "guidance": evaluator.facts["guidance"],
+                "guidance": evaluator.guidance.describe(main_scores),
+                "guidance_interval": list(evaluator.guidance.interval),
                 "step": run.step,
                 "ema": values.ema,
             }

@@ -34,6 +34,7 @@ from shortcut_tpu.evaluation.generator import Generator, make_generator
 from shortcut_tpu.evaluation.labels import balanced_labels_of
 from shortcut_tpu.experiment import Experiment
 from shortcut_tpu.flops import count_flops
+from shortcut_tpu.guidance import Guidance
 from shortcut_tpu.loading import Run, load_run, require_steps
 from shortcut_tpu.observability.console import say
 
@@ -57,7 +58,8 @@ class Asked:
       num_pairs: pairs over all hosts together; label i is i modulo the classes.
       steps: sampling steps of the teacher.
       seed: of the noises; the run's if None.
-      guidance: classifier-free guidance of the teacher; the run's evaluation's if None.
+      guidance: strength of the teacher's classifier-free guidance; if None that of the run's
+        evaluation at so many steps.
       shard_records: records a shard.
     """
 
@@ -88,7 +90,9 @@ def generate(
     """
     config = run.experiment.config
     seed = config.seed if asked.seed is None else asked.seed
-    guidance = config.evaluation.guidance if asked.guidance is None else asked.guidance
+    guidance = Guidance.of(config.evaluation)
+    if asked.guidance is not None:
+        guidance = dataclasses.replace(guidance, strength=asked.guidance, by_steps=())
     plan = _plan(workdir, run, asked, seed, guidance)
     hosts = Hosts(jax.process_index(), jax.process_count())
     folder = ResumableFolder(output, plan, asked.shard_records, hosts)
@@ -125,7 +129,7 @@ def flops(config: ConfigDict, asked: Asked) -> int:
     return count_flops(program, params, index, label) * asked.num_pairs // rows
 
 
-def _plan(workdir: epath.Path, run: Run, asked: Asked, seed: int, guidance: float) -> Manifest:
+def _plan(workdir: epath.Path, run: Run, asked: Asked, seed: int, guidance: Guidance) -> Manifest:
     """The manifest to be, without its shards."""
     config = run.experiment.config
     data = Manifest.load(staging.local(config.data.path, config.data.stage))
@@ -146,7 +150,8 @@ def _plan(workdir: epath.Path, run: Run, asked: Asked, seed: int, guidance: floa
             "step": run.step,
             "ema": run.ema,
             "steps": asked.steps,
-            "guidance": guidance,
+            "guidance": guidance.at(asked.steps),
+            "guidance_interval": list(guidance.interval),
             "seed": seed,
         },
         class_names=data.class_names,

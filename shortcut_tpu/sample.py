@@ -47,6 +47,7 @@ def define_flags() -> None:
     flags.DEFINE_boolean(
         "interpolate", False, "Each row goes from one noise to another, sqrt(1-i^2) e_0 + i e_1."
     )
+    command.define_guidance()
     flags.DEFINE_integer("seed", None, "Seed of the noises; the run's by default.", lower_bound=0)
     flags.DEFINE_integer("step", None, "Checkpoint to draw from; the newest by default.")
     flags.DEFINE_string("ema", "evaluation", "Which average of the weights to use.")
@@ -68,17 +69,18 @@ def main() -> None:
     config = run.experiment.config
     seed = config.seed if values.seed is None else values.seed
     labels = np.repeat(parse_labels(values.labels, config.data), values.columns)
+    guidance = command.guidance(config.evaluation)
     generator: Generator
     if values.interpolate:
         generator = InterpolatingGenerator(
             run.experiment,
             run.autoencoder,
-            guidance=config.evaluation.guidance,
+            guidance=guidance,
             seed=seed,
             points=values.columns,
         )
     else:
-        generator = make_generator(run.experiment, run.autoencoder, seed=seed)
+        generator = make_generator(run.experiment, run.autoencoder, seed, guidance)
     batches = np.array_split(np.arange(len(labels)), -(-len(labels) // _BATCH))
     images = np.stack(
         [

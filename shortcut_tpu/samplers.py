@@ -152,15 +152,28 @@ def ddim(
     return jax.lax.scan(step, x0, jnp.arange(num_steps))[0]
 
 
-def guided(velocity: ConditionedFn, scale: float, null_label: float) -> ConditionedFn:
+def guided(
+    velocity: ConditionedFn,
+    scale: float,
+    null_label: float,
+    interval: tuple[float, float] = (0.0, 1.0),
+) -> ConditionedFn:
     """Classifier-free guidance at sampling time: v_null + scale (v - v_null), in one batch.
 
-    Source: "Classifier-Free Diffusion Guidance" (arXiv 2207.12598). A scale of 1 is no guidance and
-    costs nothing. Guidance in an objective's target, or as a condition of the network, is part of
-    the objective and needs none of this.
+    Source: "Classifier-Free Diffusion Guidance" (arXiv 2207.12598), and for the interval arXiv
+    2404.07724. A scale of 1 is no guidance and costs nothing; times outside of the interval cost as
+    much as those inside. Guidance in an objective's target, or as a condition of the network, is
+    part of the objective and needs none of this.
+
+    Args:
+      velocity: the network with its parameters.
+      scale: the strength.
+      null_label: the label that stands for none.
+      interval: the times [start, end) that are guided; an end of 1 is one of them.
     """
     if scale == 1:
         return velocity
+    start, end = interval
 
     def guided_velocity(
         x: jax.Array, t: jax.Array, d: jax.Array, labels: jax.Array, **conditions: jax.Array
@@ -168,6 +181,9 @@ def guided(velocity: ConditionedFn, scale: float, null_label: float) -> Conditio
         x, t, d, conditions = jax.tree.map(lambda a: jnp.concatenate([a, a]), (x, t, d, conditions))
         labels = jnp.concatenate([labels, jnp.full_like(labels, null_label)])
         v_label, v_null = jnp.split(velocity(x, t, d, labels, **conditions), 2)
-        return v_null + scale * (v_label - v_null)
+        inside = (t >= start) & ((t < end) | (end == 1))
+        strength = jnp.where(inside, scale, 1.0)[: len(v_label)]
+        strength = strength.reshape(-1, *(1 for _ in v_label.shape[1:]))
+        return v_null + strength * (v_label - v_null)
 
     return guided_velocity

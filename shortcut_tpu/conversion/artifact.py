@@ -25,6 +25,7 @@ import numpy as np
 from data_pipeline.errors import UserError
 from shortcut_tpu.conversion.tensors import card, named, nested, write
 from shortcut_tpu.evaluation.generator import Generator
+from shortcut_tpu.guidance import Guidance
 from shortcut_tpu.loading import Run
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -41,7 +42,7 @@ def export_sampler(run: Run, num_steps: int) -> bytes:
     Sample i is the function of (seed, i) that `sample` draws.
     """
     weights = named(run.params, _SEPARATOR)
-    guidance = run.experiment.config.evaluation.guidance
+    guidance = Guidance.of(run.experiment.config.evaluation)
 
     def sampler(
         weights: dict[str, jax.Array], seed: jax.Array, indices: jax.Array, labels: jax.Array

@@ -29,6 +29,7 @@ from shortcut_tpu.evaluation.rows import Pending, ahead
 from shortcut_tpu.evaluation.sample_files import SampleWriter
 from shortcut_tpu.evaluation.sums import Sums, distances
 from shortcut_tpu.evaluation.unfinished import Unfinished
+from shortcut_tpu.guidance import Guidance
 
 IMAGES = "images"
 _REFERENCE_BATCH = 1024
@@ -94,6 +95,11 @@ class Evaluator:
     @property
     def num_samples(self) -> int:
         return len(self._labels)
+
+    @property
+    def guidance(self) -> Guidance:
+        """Of the samples, by number of steps."""
+        return self._generator.guidance
 
     @property
     def unfinished(self) -> Unfinished:
@@ -202,7 +208,8 @@ def make_evaluator(
         "num_samples": num_samples,
         "class_balance": balance,
         "seed": generator.seed,
-        "guidance": generator.guidance,
+        "guidance": str(generator.guidance),
+        "guidance_interval": list(generator.guidance.interval),
         "vectors": real.vectors is not None,
     }
     labels = make_labels(
@@ -278,10 +285,15 @@ def open_reference(
     return reference
 
 
-def table(scores: Mapping[str, Mapping[Any, float]]) -> Sequence[str]:
-    """Lines that show scores, by name, over the number of steps."""
-    width = max(9, *map(len, scores))
+def table(
+    scores: Mapping[str, Mapping[Any, float]], guidance: Guidance | None = None
+) -> Sequence[str]:
+    """Lines that show scores, by name, over the number of steps, and the guidance of each."""
     columns = list(next(iter(scores.values())))
+    strengths = {c: guidance.at(c) if guidance and isinstance(c, int) else 1.0 for c in columns}
+    if set(strengths.values()) != {1.0}:
+        scores = {"guidance": strengths, **scores}
+    width = max(9, *map(len, scores))
     widths = [max(9, len(str(column)) + 2) for column in columns]
     header = "".join(f"{c!s:>{w}}" for c, w in zip(columns, widths, strict=True))
     lines = [f"{'steps':>{width}} {header}"]

@@ -20,6 +20,7 @@ from data_pipeline.errors import UserError
 from shortcut_tpu import partitioning, samplers
 from shortcut_tpu.evaluation.rows import Pending, replicate, submit
 from shortcut_tpu.experiment import Experiment
+from shortcut_tpu.guidance import NO_GUIDANCE, Guidance
 
 # Folded into the seed's key in place of a step that no run reaches.
 _SAMPLING_STREAM = 2**32 - 1
@@ -61,10 +62,16 @@ class Generator:
         experiment: Experiment,
         autoencoder: Autoencoder,
         *,
-        guidance: float = 1.0,
+        guidance: Guidance = NO_GUIDANCE,
         seed: int | jax.Array,
     ):
         """Prepares a sampler; nothing is compiled before it is called.
+
+        Args:
+          experiment: the parts of the run.
+          autoencoder: decodes the samples.
+          guidance: classifier-free, by number of sampling steps.
+          seed: of the noises.
 
         Raises:
           UserError: the experiment's network makes no images.
@@ -100,7 +107,10 @@ class Generator:
         """x_1 [B, H, W, C] from noises that are given; call it inside jit."""
         model = self.experiment.model
         velocity = samplers.guided(
-            functools.partial(model.apply, params), self.guidance, model.null_label
+            functools.partial(model.apply, params),
+            self.guidance.at(num_steps),
+            model.null_label,
+            self.guidance.interval,
         )
         keys = sample_keys(self.seed, indices)
         return self.experiment.objective.sample(velocity, x0, labels, num_steps, keys)
@@ -149,14 +159,17 @@ class Generator:
 
 
 def make_generator(
-    experiment: Experiment, autoencoder: Autoencoder, seed: int | None = None
+    experiment: Experiment,
+    autoencoder: Autoencoder,
+    seed: int | None = None,
+    guidance: Guidance | None = None,
 ) -> Generator:
     """The generator that the config describes; its noises come from the run's seed by default."""
     config = experiment.config
     return Generator(
         experiment,
         autoencoder,
-        guidance=config.evaluation.guidance,
+        guidance=Guidance.of(config.evaluation) if guidance is None else guidance,
         seed=config.seed if seed is None else seed,
     )
 

@@ -109,7 +109,10 @@ class PeriodicEvaluation:
         if jax.process_index() == 0:
             self._folder.mkdir(parents=True, exist_ok=True)
             (self._folder / f"{step}.json").write_text(json.dumps(scores) + "\n")
-        say(f"evaluated at step {step}, {self._evaluator.num_samples} samples", *table(scores))
+        say(
+            f"evaluated at step {step}, {self._evaluator.num_samples} samples",
+            *table(scores, self._evaluator.guidance),
+        )
         return distances
 
     def unless_done(self, step: int, params: Any) -> None:

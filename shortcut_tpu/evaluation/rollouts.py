@@ -23,6 +23,7 @@ from shortcut_tpu import partitioning, samplers
 from shortcut_tpu.evaluation.generator import sample_keys
 from shortcut_tpu.evaluation.rows import submit
 from shortcut_tpu.experiment import Experiment
+from shortcut_tpu.guidance import Guidance
 
 # The first episode's number: no demonstration starts where one does.
 FIRST_EPISODE = 2**31
@@ -109,14 +110,16 @@ class Rollouts:
         """Jitted (params, observations [n, O], draws [n]) -> chunks [n, horizon, A]."""
         experiment = self._experiment
         model, shape = experiment.model, experiment.latent_shape
+        guidance = Guidance.of(experiment.config.evaluation)
 
         def chunks(params: Any, observations: jax.Array, draws: jax.Array) -> jax.Array:
             keys = sample_keys(self._seed, draws)
             noise = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
             velocity = samplers.guided(
                 functools.partial(model.apply, params),
-                experiment.config.evaluation.guidance,
+                guidance.at(num_steps),
                 model.null_label,
+                guidance.interval,
             )
             return experiment.objective.sample(velocity, noise, observations, num_steps, keys)
 

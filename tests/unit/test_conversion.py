@@ -252,7 +252,7 @@ def run(tmp_path_factory):
     config.seed = 3
     config.model.update(width=16, depth=2, num_heads=2, patch_size=2, dtype="float32")
     config.data.update(image_size=4, channels=4, num_classes=10, autoencoder=f"kl:{folder}")
-    config.evaluation.guidance = 1.5
+    config.evaluation.guidance = "1.5"
     shapes = Experiment.from_config(config, jax.devices()[:1]).abstract_state.params
     rng = np.random.default_rng(0)
     params, average = (

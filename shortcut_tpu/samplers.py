@@ -178,12 +178,11 @@ def guided(
     def guided_velocity(
         x: jax.Array, t: jax.Array, d: jax.Array, labels: jax.Array, **conditions: jax.Array
     ) -> jax.Array:
+        inside = (t >= start) & ((t < end) | (end == 1))
+        strength = jnp.where(inside, scale, 1.0).reshape(-1, *(1 for _ in x.shape[1:]))
         x, t, d, conditions = jax.tree.map(lambda a: jnp.concatenate([a, a]), (x, t, d, conditions))
         labels = jnp.concatenate([labels, jnp.full_like(labels, null_label)])
         v_label, v_null = jnp.split(velocity(x, t, d, labels, **conditions), 2)
-        inside = (t >= start) & ((t < end) | (end == 1))
-        strength = jnp.where(inside, scale, 1.0)[: len(v_label)]
-        strength = strength.reshape(-1, *(1 for _ in v_label.shape[1:]))
         return v_null + strength * (v_label - v_null)
 
     return guided_velocity

@@ -200,7 +200,7 @@ def make_evaluator(
     config = experiment.config
     balance = balance or chosen.balance
     loaded = load_features(chosen, features)
-    shape = _image_shape(autoencoder, experiment.latent_shape)
+    shape = image_shape(autoencoder, experiment.latent_shape)
     real = _reference(reference, generator, autoencoder, loaded, shape)
     facts = {
         "protocol": protocol,
@@ -232,7 +232,8 @@ def make_evaluator(
     )
 
 
-def _image_shape(autoencoder: Autoencoder, latent_shape: tuple[int, ...]) -> tuple[int, ...]:
+def image_shape(autoencoder: Autoencoder, latent_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """[H, W, C] of a decoded sample."""
     latents = jax.ShapeDtypeStruct((1, *latent_shape), jnp.float32)
     images = jax.eval_shape(lambda x: jnp.asarray(autoencoder.decode(x)), latents)
     return tuple(images.shape[1:])

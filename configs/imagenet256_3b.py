@@ -1,7 +1,9 @@
 """ImageNet 256x256, a DiT of 3.0 billion parameters: weights that no chip could hold whole.
 
   python -m shortcut_tpu.preflight --config=imagenet256_3b --topology=v5p-128    # or v6e-256
-  python -m shortcut_tpu.train --config=imagenet256_3b --workdir=gs://BUCKET/RUN   # every host
+  python -m shortcut_tpu.train --config=imagenet256_3b --workdir=gs://BUCKET/RUN \\
+      --config.evaluation.features=inception:WEIGHTS \\
+      --config.evaluation.reference=STATS.npz          # every host
 
 Parameters, moments and averages lie over all chips, and the weights are gathered once a step, in
 bfloat16: 6 GiB, and as much for the averages that make targets. `--config.mesh.gather=layer` needs
@@ -26,6 +28,9 @@ def get_config():
     config.mesh.gather = "step"
 
     config.objective.shortcut.guidance = 1.5
+    config.evaluation.protocol = "adm"
+    # Only the finest step has seen the null label.
+    config.evaluation.guidance = "128:1.5"
     config.optimizer.warmup_steps = 10_000
     config.train.num_steps = 800_000
     return config

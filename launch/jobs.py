@@ -14,9 +14,11 @@ from absl import flags
 
 from data_pipeline.errors import UserError
 from shortcut_tpu import command
+from shortcut_tpu.evaluation.inputs import require_named
 from shortcut_tpu.topologies import Topology
 
 ROOT = Path(__file__).parents[1]
+TRAIN = "shortcut_tpu.train"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Job:
 
 
 JOBS = {
-    "train": Job("shortcut_tpu.train", takes_config=True),
+    "train": Job(TRAIN, takes_config=True),
     "evaluate": Job("shortcut_tpu.evaluate"),
     "generate_pairs": Job("shortcut_tpu.generate_pairs"),
     "measure": Job("shortcut_tpu.measure", takes_config=True, takes_workdir=False),
@@ -86,12 +88,15 @@ def chosen() -> tuple[Job, list[str]]:
     """The job of the flags, and its --config with overrides, as a checkout on a pod names it.
 
     Raises:
-      UserError: the job needs a config and has none, or one outside this checkout.
+      UserError: the job needs a config and has none, or one outside this checkout, or one whose
+        evaluations lack files.
     """
     job = JOBS[flags.FLAGS.job]
     if not job.takes_config:
         return job, []
-    command.config()
+    parsed = command.config()
+    if job.module == TRAIN and parsed.evaluation.every_steps:
+        require_named(parsed)
     config = command.config_path().resolve()
     if not config.is_relative_to(ROOT):
         raise UserError(f"--config={config}: not in {ROOT}, so that the pod would not have it")

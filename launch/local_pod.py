@@ -21,6 +21,7 @@ from absl import flags
 from data_pipeline.manifest import FILE_NAME as MANIFEST
 from launch.supervisor import End, Member, Policy, supervise
 from shortcut_tpu import command, distributed
+from shortcut_tpu.evaluation.inputs import require_named
 
 _SHEET_STEPS = "1,4,128"
 
@@ -91,6 +92,9 @@ def run_on_hosts(
 def main() -> None:
     values = flags.FLAGS
     config = command.config()
+    if not config.data.task:
+        # It ends with an evaluation, whether or not there are any while it trains.
+        require_named(config)
     path = command.config_path()
     overrides = [argument for argument in sys.argv[1:] if argument.startswith("--config.")]
     workdir = Path(values.workdir or f"runs/{path.stem}")

@@ -1,7 +1,9 @@
 """Trains a config on a TPU pod and keeps it training; for machines with gcloud.
 
   launch/tpu_pod.sh --config=imagenet256_xl --name=NAME --zone=us-central1-a \\
-      --type=v5litepod-256 --workdir=gs://BUCKET/RUN
+      --type=v5litepod-256 --workdir=gs://BUCKET/RUN \\
+      --config.evaluation.features=inception:gs://BUCKET/inception.pth \\
+      --config.evaluation.reference=gs://BUCKET/VIRTUAL_imagenet256_labeled.npz
   launch/tpu_pod.sh --job=evaluate ... --workdir=gs://BUCKET/RUN -- --steps=1,4,128
   launch/tpu_pod.sh --name=NAME --zone=us-central1-a --status     # or --logs, --stop, --delete
 

@@ -2,7 +2,8 @@
 # Trains a config on a TPU pod, from any machine that has gcloud.
 #
 #   launch/tpu_pod.sh --config=imagenet256_xl --name=NAME --zone=ZONE --type=v5litepod-256 \
-#       --workdir=gs://BUCKET/RUN
+#       --workdir=gs://BUCKET/RUN --config.evaluation.features=inception:gs://BUCKET/inception.pth \
+#       --config.evaluation.reference=gs://BUCKET/VIRTUAL_imagenet256_labeled.npz
 #
 # `--help` lists the flags. The first call makes .venv.
 set -euo pipefail

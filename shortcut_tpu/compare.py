@@ -34,6 +34,7 @@ from data_pipeline.manifest import Manifest, pair_fields, row_shapes
 from shortcut_tpu import claims, command, distributed, generate_pairs
 from shortcut_tpu.evaluation.evaluator import make_evaluator
 from shortcut_tpu.evaluation.generator import make_generator
+from shortcut_tpu.evaluation.inputs import require_named
 from shortcut_tpu.experiment import Experiment
 from shortcut_tpu.flops import count_flops
 from shortcut_tpu.loading import load_run
@@ -258,6 +259,9 @@ def _distances(config: ConfigDict, params: Any, steps: Sequence[int]) -> dict[in
         autoencoder,
         protocol=config.evaluation.protocol,
         num_samples=config.evaluation.num_samples,
+        features=config.evaluation.features,
+        reference=config.evaluation.reference,
+        balance=config.evaluation.class_balance,
     )
     distances = {num_steps: evaluator.distance(params, num_steps) for num_steps in steps}
     if not all(math.isfinite(distance) for distance in distances.values()):
@@ -316,6 +320,7 @@ def main() -> None:
     config = command.config()
     names = parse_methods(flags.FLAGS.methods)
     steps = command.integers("steps")
+    require_named(config)
     workdir = epath.Path(flags.FLAGS.workdir or f"runs/compare_{command.config_path().stem}")
     distributed.initialize()
 

@@ -26,6 +26,7 @@ from shortcut_tpu import command, compile_cache, distributed, partitioning, skip
 from shortcut_tpu import config as config_lib
 from shortcut_tpu import workdir as workdir_lib
 from shortcut_tpu.checkpoints import Checkpoints, still_waiting
+from shortcut_tpu.evaluation.inputs import require_named, require_readable
 from shortcut_tpu.evaluation.periodic import PeriodicEvaluation
 from shortcut_tpu.experiment import Experiment, needs_pairs, records_of
 from shortcut_tpu.loading import initial_state
@@ -74,6 +75,8 @@ def _train(
 ) -> TrainState:
     started, clock = time.monotonic(), Clock()
     num_steps = config.train.num_steps
+    if config.evaluation.every_steps:
+        require_named(config)
 
     # ---------------------------------------------------------------- what guards and shows the run
     watchdog = held.enter_context(Watchdog(config.train.hang_seconds))
@@ -88,6 +91,8 @@ def _train(
     check_data(config, records_of(config), manifest)
     autoencoder = load_autoencoder(config.data.autoencoder)
     manifest.require_autoencoder(autoencoder.name, autoencoder.digest)
+    if config.evaluation.every_steps:
+        require_readable(config, autoencoder)
 
     # ---------------------------------------------------------------- model, objective, mesh
     experiment = Experiment.from_config(config, jax.devices(), autoencoder.scale)

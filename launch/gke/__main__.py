@@ -1,7 +1,9 @@
 """Prints a run as a JobSet, or as a command of XPK.
 
   python -m launch.gke --config=imagenet256_xl --name=xl --type=v5litepod-256 --image=IMAGE \\
-      --workdir=gs://BUCKET/RUN | kubectl apply -f -
+      --workdir=gs://BUCKET/RUN --config.evaluation.features=inception:gs://BUCKET/inception.pth \\
+      --config.evaluation.reference=gs://BUCKET/VIRTUAL_imagenet256_labeled.npz \\
+      | kubectl apply -f -
   python -m launch.gke ... --cluster=CLUSTER --zone=ZONE      # the XPK command instead
 
 The image is that of launch/gke/Dockerfile. Overrides --config.KEY=VALUE, and arguments after --,

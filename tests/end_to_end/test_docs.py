@@ -40,7 +40,9 @@ RUN = (
     "python -m data_pipeline.encode_latents --source=digits --autoencoder=identity --output=DIR",
     "python -m data_pipeline.encode_latents --verify --output=DIR",
     "python -m launch.gke --config=imagenet256_xl --name=xl --type=v5litepod-256 --image=IMAGE"
-    " --workdir=gs://BUCKET/RUN | kubectl apply -f -",
+    " --workdir=gs://BUCKET/RUN --config.evaluation.features=inception:gs://BUCKET/inception.pth"
+    " --config.evaluation.reference=gs://BUCKET/VIRTUAL_imagenet256_labeled.npz"
+    " | kubectl apply -f -",
 )
 # Flags are checked of every command; those with one of these words are not run here.
 NOT_RUN = {

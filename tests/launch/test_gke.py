@@ -23,12 +23,14 @@ RUN = (
     "--workdir=gs://bucket/run",
     "--slices=2",
     "--config.data.path=gs://bucket/it's here",
+    "--config.evaluation.every_steps=0",
 )
 TRAIN = [
     *("python", "-m", "launch.supervisor", "--run=xl", "--max_restarts=3"),
     *("--grace_seconds=570", "--"),
     *("-m", "shortcut_tpu.train", "--config=configs/imagenet256_xl.py"),
-    *("--config.data.path=gs://bucket/it's here", "--workdir=gs://bucket/run"),
+    *("--config.data.path=gs://bucket/it's here", "--config.evaluation.every_steps=0"),
+    "--workdir=gs://bucket/run",
 ]
 
 

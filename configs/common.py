@@ -152,7 +152,8 @@ def get_config() -> ConfigDict:
     config.mesh.stride = -1
     config.mesh.tensor = -1
     # When weights are gathered over fsdp: in each pass by "layer", for the least memory, or once a
-    # "step" and for all passes, which moves less.
+    # "step" and for all passes, which moves less. A TPU lays stacks that were gathered whole out so
+    # that taking a layer from them costs more than the gathers saved.
     config.mesh.gather = "layer"
 
     config.train = ConfigDict()

@@ -21,10 +21,9 @@ def get_config():
     config.model.update(common.DIT_SIZES["B"])
     config.model.faithful = True
     config.model.remat = "dots"
-    # Each chip holds a part of the weights, moments and averages, and the weights are gathered once
-    # a step: with few rows a chip their memory traffic would take longer than the gathers.
+    # Each chip holds a part of the weights, moments and averages: with few rows a chip their memory
+    # traffic would take longer than gathering the weights in each layer.
     config.mesh.fsdp = -1
-    config.mesh.gather = "step"
 
     config.objective.shortcut.guidance = 1.5
     # One average serves targets and evaluation, as in the paper.

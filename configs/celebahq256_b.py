@@ -18,10 +18,7 @@ def get_config():
     config.data.path = "data/celebahq256"
     # Unconditional: one class, never dropped and never guided.
     config.data.num_classes = 1
-    config.objective.shortcut.label_dropout = 0.0
-    config.objective.shortcut.guidance = 1.0
-    config.objective.flow_matching.label_dropout = 0.0
-    config.evaluation.guidance = "1"
+    common.leave_out_guidance(config)
     # As the authors scored: nobody offers statistics of CelebA-HQ, `reference_stats` makes them.
     config.evaluation.protocol = "official"
 

@@ -21,11 +21,18 @@ DIT_SIZES = {
 
 
 def leave_out_guidance(config: ConfigDict) -> None:
-    """Trains on labels alone: nothing then needs the null label."""
+    """Trains and samples on labels alone: nothing then needs the null label."""
+    without = {
+        "label_dropout": 0.0,
+        "guidance": 1.0,
+        "guidance_mix": 0.0,
+        "max_guidance": 1.0,
+        "sample_guidance": 1.0,
+    }
     for name in get_objectives():
-        for key, none in (("label_dropout", 0.0), ("max_guidance", 1.0)):
-            if key in config.objective[name]:
-                config.objective[name][key] = none
+        keys = config.objective[name]
+        keys.update({key: none for key, none in without.items() if key in keys})
+    config.evaluation.guidance = "1"
 
 
 def get_config() -> ConfigDict:
@@ -110,6 +117,9 @@ def get_config() -> ConfigDict:
     config.objective = ConfigDict()
     # Which of the objectives below trains; each has its own keys, explained in its file.
     config.objective.name = "shortcut"
+    # Whose published recipe of optimizer, averages, numerics and guidance lies below the config's
+    # own choices, configs/recipes.py; by default its own. Empty: this config takes none.
+    config.objective.recipe = ""
     config.objective.update(get_objectives())
 
     config.teacher = ConfigDict()
@@ -127,6 +137,7 @@ def get_config() -> ConfigDict:
     config.optimizer.learning_rate = 1e-4
     config.optimizer.schedule = "constant"
     config.optimizer.warmup_steps = 0
+    # Decays of Adam's moments.
     config.optimizer.b1 = 0.9
     config.optimizer.b2 = 0.999
     # Of muon's matrices.
@@ -152,8 +163,7 @@ def get_config() -> ConfigDict:
     config.mesh.stride = -1
     config.mesh.tensor = -1
     # When weights are gathered over fsdp: in each pass by "layer", for the least memory, or once a
-    # "step" and for all passes, which moves less. A TPU lays stacks that were gathered whole out so
-    # that taking a layer from them costs more than the gathers saved.
+    # "step" and for all passes, which moves less.
     config.mesh.gather = "layer"
 
     config.train = ConfigDict()

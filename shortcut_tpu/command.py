@@ -18,8 +18,9 @@ import traceback
 from typing import Any, TypeVar
 
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
+from configs import recipes
 from data_pipeline.command_line import parse_flags, required
 from data_pipeline.errors import UserError, exit_on_user_error, report_failure
 from shortcut_tpu import config as config_lib
@@ -29,6 +30,7 @@ from shortcut_tpu.guidance import Guidance
 __all__ = [
     "checked",
     "config",
+    "config_for",
     "config_path",
     "define_config",
     "define_guidance",
@@ -115,7 +117,9 @@ def guidance(evaluation: Any) -> Guidance:
 
 
 def _parse(arguments: Sequence[str]) -> list[str]:
-    return parse_flags(config_lib.prepare_arguments(arguments))
+    prepared = config_lib.prepare_arguments(arguments)
+    with recipes.choosing(config_lib.taken_recipe(prepared)):
+        return parse_flags(prepared)
 
 
 def config() -> Any:
@@ -127,6 +131,23 @@ def config() -> Any:
     if flags.FLAGS.config is None:
         raise UserError(f"--config is missing; there are {', '.join(config_lib.names())}")
     return flags.FLAGS.config
+
+
+def config_for(method: str) -> ConfigDict:
+    """The parsed --config as another method has it, with that one's recipe if it takes recipes.
+
+    Raises:
+      UserError: as `config`.
+    """
+    given = config()
+    flag: Any = flags.FLAGS["config"]
+    overrides = config_flags.get_override_values(flag)
+    if not given.objective.recipe or "objective.recipe" in overrides:
+        return given
+    found = config_lib.load(flag.config_filename, method)
+    with found.unlocked():
+        found.update_from_flattened_dict(overrides)
+    return found
 
 
 def config_path() -> Path:

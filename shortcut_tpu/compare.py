@@ -5,11 +5,13 @@
 
 The records, the batch, the optimizer, the number of training steps and, but for the two methods
 that bring their own, the network are the config's for every method; only `objective.name` and the
-seed differ, and the rate of a method that `comparison.learning_rates` names. A method that distills
-a teacher spends half of its steps on training one by flow matching; all share that teacher, and the
-pairs that it makes for those that train on pairs. Called again with the same workdir the comparison
-goes on where it stopped: a method that was scored is not trained again. One that diverges is
-reported and does not stop the others.
+seed differ, and the rate of a method that `comparison.learning_rates` names. A config that takes
+the methods' recipes (configs/recipes.py), such as imagenet256_b, gives each the optimizer,
+averages, numerics and guidance of its paper; batch and number of steps are the config's there, too.
+A method that distills a teacher spends half of its steps on training one by flow matching; all
+share that teacher, and the pairs that it makes for those that train on pairs. Called again with the
+same workdir the comparison goes on where it stopped: a method that was scored is not trained again.
+One that diverges is reported and does not stop the others.
 """
 
 from collections.abc import Sequence
@@ -164,7 +166,8 @@ def method_config(config: ConfigDict, name: str, seed: int) -> ConfigDict:
     objective = OBJECTIVES[name]
     own = config.objective[objective.group]
     with config.unlocked():
-        config.objective = ConfigDict({"name": name, objective.group: own})
+        recipe = config.objective.recipe
+        config.objective = ConfigDict({"name": name, "recipe": recipe, objective.group: own})
         for network in {*NETWORKS} & {*config.model} - {objective.network}:
             del config.model[network]
         config.seed = seed
@@ -177,13 +180,35 @@ def method_config(config: ConfigDict, name: str, seed: int) -> ConfigDict:
     return config
 
 
-def plan(config: ConfigDict, name: str, seed: int, workdir: epath.Path) -> Plan:
-    """A method's trainings, in folders of the workdir of the whole comparison."""
+def with_recipe(config: ConfigDict, name: str) -> ConfigDict:
+    """The command's config with the recipe of a method, if it takes recipes, and its own budget."""
+    found = command.config_for(name).copy_and_resolve_references()
+    with found.unlocked():
+        found.batch_size, found.train.num_steps = config.batch_size, config.train.num_steps
+    return found
+
+
+def plan(
+    config: ConfigDict,
+    name: str,
+    seed: int,
+    workdir: epath.Path,
+    reference: ConfigDict | None = None,
+) -> Plan:
+    """A method's trainings, in folders of the workdir of the whole comparison.
+
+    Args:
+      config: of the comparison, with the method's recipe if it takes recipes.
+      name: of the method.
+      seed: of all its trainings.
+      workdir: of the comparison.
+      reference: the config with the recipe of a teacher; by default the same.
+    """
     run = method_config(config, name, seed)
     objective, folder = OBJECTIVES[name], workdir / name / f"seed_{seed}"
     if not (objective.needs_teacher or objective.needs_pairs):
         return Plan([Training(run, folder)])
-    teacher = method_config(config, _REFERENCE, seed)
+    teacher = method_config(config if reference is None else reference, _REFERENCE, seed)
     home = workdir / "teacher" / f"seed_{seed}"
     num_steps = run.train.num_steps
     with teacher.unlocked(), run.unlocked():
@@ -324,11 +349,13 @@ def main() -> None:
     workdir = epath.Path(flags.FLAGS.workdir or f"runs/compare_{command.config_path().stem}")
     distributed.initialize()
 
-    reference = training_flops(method_config(config, _REFERENCE, config.seed))
+    teacher = with_recipe(config, _REFERENCE)
+    reference = training_flops(method_config(teacher, _REFERENCE, config.seed))
     rows = []
     for name in names:
+        own = with_recipe(config, name)
         plans = [
-            plan(config, name, seed, workdir)
+            plan(own, name, seed, workdir, teacher)
             for seed in range(config.seed, config.seed + flags.FLAGS.seeds)
         ]
         runs = [score(each, steps) for each in plans]

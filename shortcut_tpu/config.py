@@ -3,6 +3,7 @@
 Usage:
   arguments = prepare_arguments(sys.argv)   # names become paths, unknown keys are refused
   config = load("digits")                   # as its file says
+  config = load("imagenet256_b", "meanflow")  # with that method's recipe below what the file says
   save(config, workdir)                     # as it was run
   differences(before, config)               # ["batch_size: 256 -> 128"]
   config = restore(workdir)
@@ -19,7 +20,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 import configs
-from configs import common
+from configs import common, recipes
 from data_pipeline.errors import UserError
 from data_pipeline.whole_files import write_text
 
@@ -32,7 +33,7 @@ _CONFIG_FOLDER = Path(configs.__file__).parent
 def names() -> list[str]:
     """The configs that have a name."""
     files = (path.stem for path in _CONFIG_FOLDER.glob("*.py"))
-    return sorted(name for name in files if name not in ("__init__", "common"))
+    return sorted(name for name in files if name not in ("__init__", "common", "recipes"))
 
 
 def resolve(name_or_path: str) -> Path:
@@ -50,13 +51,28 @@ def resolve(name_or_path: str) -> Path:
     )
 
 
-def load(name_or_path: str) -> ConfigDict:
+def load(name_or_path: str, recipe: str = "") -> ConfigDict:
     """The config of a file, without overrides, locked.
+
+    Args:
+      name_or_path: of the config.
+      recipe: the method whose recipe it takes, if it takes one; by default that of its objective.
 
     Raises:
       UserError: there is no such file, or it does not make a config.
     """
     path = resolve(name_or_path)
+    if recipe:
+        with recipes.choosing(recipe):
+            return _made(path)
+    config = _made(path)
+    objective = config.get("objective", {})
+    taken, method = objective.get("recipe"), objective.get("name")
+    # A file may choose another objective after it has started from another config.
+    return load(name_or_path, method) if taken and taken != method else config
+
+
+def _made(path: Path) -> ConfigDict:
     spec = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -88,12 +104,48 @@ def prepare_arguments(arguments: Sequence[str]) -> list[str]:
             prepared[index + 1] = str(resolve(value))
         else:
             prepared[index] = f"--config={resolve(value)}"
-        config = load(value)
-    for argument in arguments:
-        key = argument.lstrip("-").partition("=")[0]
-        if argument.startswith("--config.") and config is not None:
-            _check_key(config, key.removeprefix("config."))
+        config = load(value, _asked_recipe(arguments))
+    if config is not None:
+        overrides = _overrides(arguments)
+        for key in overrides:
+            _check_key(config, key)
+        asked = overrides.get("objective.recipe", "")
+        if asked and asked not in recipes.RECIPES:
+            raise UserError(
+                f"--config.objective.recipe={asked}: none of {', '.join(recipes.RECIPES)}"
+            )
+        if asked and config.objective.recipe != asked:
+            raise UserError(
+                f"--config.objective.recipe={asked}: this config takes no recipe, its choices are "
+                "its own; configs/recipes.py says how one takes them"
+            )
     return prepared
+
+
+def _asked_recipe(arguments: Sequence[str]) -> str:
+    """The method whose recipe a command line asks for; "" where the file decides."""
+    overrides = _overrides(arguments)
+    return overrides.get("objective.recipe") or overrides.get("objective.name", "")
+
+
+def taken_recipe(arguments: Sequence[str]) -> str:
+    """The method whose recipe the config of prepared arguments takes, if it takes any."""
+    asked = _asked_recipe(arguments)
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        flag, equals, value = argument.lstrip("-").partition("=")
+        if argument.startswith("-") and flag == "config" and not asked:
+            asked = str(load(value if equals else following).get("objective", {}).get("recipe", ""))
+    return asked
+
+
+def _overrides(arguments: Sequence[str]) -> dict[str, str]:
+    """The keys that --config.KEY=VALUE or --config.KEY VALUE names, and their values."""
+    found = {}
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        key, equals, value = argument.partition("=")
+        if key.startswith("--config."):
+            found[key.removeprefix("--config.")] = value if equals else following
+    return found
 
 
 def _check_key(config: ConfigDict, key: str) -> None:
@@ -117,6 +169,12 @@ def leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, object]]
             yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def from_recipe(config: ConfigDict) -> dict[str, bool]:
+    """The keys of the recipe that a config takes, and whether they have the recipe's values."""
+    values, here = recipes.values(config.objective.recipe), dict(leaves(config))
+    return {key: here.get(key) == value for key, value in values.items()}
 
 
 def completed(saved: dict[str, Any]) -> ConfigDict:

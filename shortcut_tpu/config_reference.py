@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from configs import common
 from shortcut_tpu import command
-from shortcut_tpu.config import leaves
+from shortcut_tpu.config import from_recipe, leaves
 
 _OBJECTIVE = "objective."
 
@@ -28,6 +28,8 @@ _OBJECTIVE = "objective."
 def reference(config: ConfigDict) -> str:
     """The reference of a config that started from `common.get_config`."""
     values = dict(leaves(config))
+    published = from_recipe(config)
+    marks = {key: f" of {config.objective.recipe}" for key, same in published.items() if same}
     groups: dict[str, list[str]] = {}
     for keys, meaning in meanings().items():
         names = [key for key in keys if key in values]
@@ -36,11 +38,13 @@ def reference(config: ConfigDict) -> str:
         group = names[0].rpartition(".")[0]
         cells = (
             ", ".join(f"`{name.rpartition('.')[2]}`" for name in names),
-            ", ".join(f"`{values[name]!r}`" for name in names),
+            ", ".join(f"`{values[name]!r}`{marks.get(name, '')}" for name in names),
             meaning.replace("|", "\\|"),
         )
         groups.setdefault(group, []).append(f"| {' | '.join(cells)} |")
     lines = ["# Keys of a config", "", "`--config.KEY=VALUE` overrides a key."]
+    if marks:
+        lines[-1] += f" Values{marks[next(iter(marks))]} are of its published recipe."
     for group, rows in groups.items():
         title = f"`{group}`" if group else "The run"
         lines += ["", f"## {title}", "", "| key | value | meaning |", "|---|---|---|", *rows]

@@ -97,7 +97,11 @@ def _train(
     # ---------------------------------------------------------------- model, objective, mesh
     experiment = Experiment.from_config(config, jax.devices(), autoencoder.scale)
     mesh = experiment.mesh
-    say(describe(experiment, manifest), *overview(arrays(experiment.abstract_state.params)))
+    say(
+        describe(experiment, manifest),
+        *recipe(config),
+        *overview(arrays(experiment.abstract_state.params)),
+    )
 
     # ---------------------------------------------------------------- state, fresh or restored
     checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep, config)
@@ -247,6 +251,15 @@ def describe(experiment: Experiment, manifest: Manifest) -> str:
         f"{config.batch_size}, {manifest.num_records} records; {jax.process_count()} processes, "
         f"{mesh.size} {mesh.devices.flat[0].device_kind} devices ({shape})"
     )
+
+
+def recipe(config: ConfigDict) -> list[str]:
+    """A line on the published recipe that a config takes, and what it has of its own; or none."""
+    taken, own = config.objective.recipe, config_lib.from_recipe(config)
+    if not taken:
+        return []
+    others = ", ".join(key for key, same in own.items() if not same)
+    return [f"as published for {taken}" + (f", but for {others}" if others else "")]
 
 
 def define_flags() -> None:

@@ -1,0 +1,183 @@
+"""Methods bring their papers' recipes, below what a user sets."""
+
+import json
+from pathlib import Path
+from typing import Any
+import warnings
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+import pytest
+
+from configs import recipes
+from data_pipeline.errors import UserError
+from shortcut_tpu import config as config_lib
+from shortcut_tpu.config_reference import reference
+from shortcut_tpu.objectives import OBJECTIVES
+from shortcut_tpu.train import recipe
+from shortcut_tpu.workdir import check_config
+
+# What the papers and their official code say of a run on ImageNet 256x256 at DiT-B/2.
+PUBLISHED: dict[str, dict[str, Any]] = {
+    # arXiv 2410.12557, Table 3 and section 5.
+    "shortcut": {
+        "optimizer.weight_decay": 0.1,
+        "optimizer.b2": 0.999,
+        "emas.evaluation": 0.999,
+        "model.faithful": True,
+        "objective.shortcut.guidance": 1.5,
+        "evaluation.guidance": "128:1.5",
+        "train.num_steps": 800_000,
+    },
+    # arXiv 2505.13447, Table 4.
+    "meanflow": {
+        "optimizer.learning_rate": 1e-4,
+        "optimizer.weight_decay": 0.0,
+        "optimizer.b2": 0.95,
+        "optimizer.schedule": "constant",
+        "emas.evaluation": 0.9999,
+        "batch_size": 256,
+        "model.faithful": False,
+        "model.dtype": "float32",
+        "objective.meanflow.interval_share": 0.25,
+        "objective.meanflow.time_mean": -0.4,
+        "objective.meanflow.time_std": 1.0,
+        "objective.meanflow.guidance": 0.2,
+        "objective.meanflow.guidance_mix": 0.92,
+        "objective.meanflow.weight_power": 1.0,
+        "objective.meanflow.label_dropout": 0.1,
+        "evaluation.guidance": "1",
+    },
+    # arXiv 2512.02012, official training and evaluation configs.
+    "improved_meanflow": {
+        "optimizer.b2": 0.95,
+        "optimizer.weight_decay": 0.0,
+        "batch_size": 1024,
+        "objective.improved_meanflow.interval_share": 0.5,
+        "objective.improved_meanflow.max_guidance": 8.0,
+        "objective.improved_meanflow.sample_guidance": 8.0,
+    },
+    # arXiv 2510.20771.
+    "alpha_flow": {"optimizer.clip_norm": 16.0, "emas.evaluation": 0.9999, "optimizer.b2": 0.95},
+    # iSM's twin averages and strengths.
+    "improved_shortcut": {
+        "emas.target": 0.95,
+        "emas.evaluation": 0.9999,
+        "objective.improved_shortcut.max_guidance": 4.5,
+    },
+    # arXiv 2401.08639 and 2505.13358, official code.
+    "get": {"batch_size": 128, "optimizer.learning_rate": 1e-4, "optimizer.weight_decay": 0.0},
+    "koopman": {"batch_size": 128, "optimizer.learning_rate": 3e-4, "emas.evaluation": 0.9999},
+    # The paper's Table 1: its codebase, a guided teacher, pairs of 128 steps.
+    "flow_matching": {"evaluation.guidance": "128:1.5", "optimizer.weight_decay": 0.1},
+    "progressive_distillation": {"objective.progressive_distillation.guidance": 1.5},
+    "live_reflow": {"objective.live_reflow.guidance": 1.5},
+    "reflow": {"comparison.pair_steps": 128},
+}
+
+
+@pytest.mark.parametrize("method", PUBLISHED)
+def test_a_method_on_imagenet_is_as_published(method: str) -> None:
+    found = dict(config_lib.leaves(config_lib.load("imagenet256_b", method)))
+    assert {key: found[key] for key in PUBLISHED[method]} == PUBLISHED[method]
+
+
+def test_guidance_of_meanflow_is_two_and_a_half() -> None:
+    """w / (1 - k), arXiv 2505.13447, equation 21."""
+    own = config_lib.load("imagenet256_b", "meanflow").objective.meanflow
+    assert own.guidance / (1 - own.guidance_mix) == pytest.approx(2.5)
+
+
+def test_every_method_has_a_recipe_and_no_other_keys_than_its_own() -> None:
+    assert set(recipes.RECIPES) == set(OBJECTIVES)
+    for method in OBJECTIVES:
+        groups = {k.split(".")[1] for k in recipes.values(method) if k.startswith("objective.")}
+        assert groups <= {OBJECTIVES[method].group}
+
+
+def parsed(*arguments: str) -> ConfigDict:
+    """The config of a command line."""
+    values = flags.FlagValues()
+    prepared = config_lib.prepare_arguments(["train", *arguments])
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=prepared)
+    with recipes.choosing(config_lib.taken_recipe(prepared)), warnings.catch_warnings():
+        # ml_collections loads files in a way that Python is to lose.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        values(prepared)
+    return values.config
+
+
+def test_the_command_line_chooses_the_recipe_and_wins_over_it() -> None:
+    config = parsed(
+        "--config=imagenet256_b", "--config.objective.name=meanflow", "--config.optimizer.b2=0.99"
+    )
+    assert (config.objective.name, config.objective.recipe) == ("meanflow", "meanflow")
+    assert (config.optimizer.b2, config.optimizer.weight_decay) == (0.99, 0.0)
+    assert config.emas.to_dict() == {"evaluation": 0.9999}
+    (line,) = recipe(config)
+    assert line == "as published for meanflow, but for optimizer.b2"
+    # Another one's, and a key that only its recipe makes.
+    other = parsed(
+        "--config=imagenet256_b",
+        "--config.objective.name",
+        "improved_shortcut",
+        "--config.emas.target=0.9",
+    )
+    assert other.emas.to_dict() == {"evaluation": 0.9999, "target": 0.9}
+    mixed = parsed(
+        "--config=imagenet256_b",
+        "--config.objective.name=meanflow",
+        "--config.objective.recipe=shortcut",
+    )
+    assert (mixed.objective.name, mixed.optimizer.weight_decay) == ("meanflow", 0.1)
+    digits = parsed("--config=digits", "--config.objective.name=meanflow")
+    assert (digits.objective.recipe, digits.optimizer.weight_decay) == ("", 0.01)
+    assert recipe(digits) == []
+
+
+def test_a_files_choices_win_over_the_recipe(tmp_path: Path) -> None:
+    """Its own values, even those of the defaults, and its own method."""
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from configs import imagenet256_b\n"
+        "def get_config():\n"
+        "    config = imagenet256_b.get_config()\n"
+        "    config.objective.name = 'meanflow'\n"
+        "    config.optimizer.weight_decay = 0.1\n"
+        "    return config\n"
+    )
+    for config in (config_lib.load(str(file)), parsed(f"--config={file}")):
+        assert config.objective.recipe == "meanflow"
+        assert (config.optimizer.weight_decay, config.optimizer.b2) == (0.1, 0.95)
+    celeba = config_lib.load("celebahq256_b", "meanflow")
+    assert (celeba.batch_size, celeba.objective.meanflow.guidance_mix) == (64, 0.0)
+    assert (celeba.objective.meanflow.label_dropout, celeba.evaluation.guidance) == (0.0, "1")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--config=digits", "--config.objective.recipe=meanflow"), "takes no recipe"),
+        (("--config=imagenet256_b", "--config.objective.recipe=x"), "none of shortcut, "),
+    ],
+)
+def test_a_recipe_that_is_not_to_be_had_is_refused(
+    arguments: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        parsed(*arguments)
+
+
+def test_what_came_from_the_method_is_shown_and_saved(tmp_path: Path) -> None:
+    config = parsed(
+        "--config=imagenet256_b", "--config.objective.name=meanflow", "--config.optimizer.b1=0.8"
+    )
+    assert "| `b1`, `b2` | `0.8`, `0.95` of meanflow |" in reference(config)
+    config_lib.save(config, tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert saved["objective"]["recipe"] == "meanflow"
+    # The same command goes on, another method's recipe does not.
+    check_config(saved, config, allow_change=False)
+    with pytest.raises(UserError, match=r"objective.recipe: 'meanflow' -> 'shortcut'.*b2: 0.95"):
+        check_config(saved, parsed("--config=imagenet256_b"), allow_change=False)
+    assert config_lib.from_recipe(config_lib.restore(tmp_path))["optimizer.b2"]

@@ -6,7 +6,7 @@ is kept; its step lives inside its main function, so what surrounds network and 
 ours, and does the same.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 import contextlib
 import io
 from pathlib import Path
@@ -38,51 +38,55 @@ def import_official(clone: Path) -> tuple[dict[str, ModuleType], type]:
     return modules, TrainStateEma
 
 
-def official_step(clone: Path, config: ConfigDict) -> tuple[Any, Callable[[Any], Any], int]:
-    """A fresh official state, the jitted step on one batch, and its operations in products."""
-    modules, train_state = import_official(clone)
-    model, optimizer = config.model, config.optimizer
-    network = modules["model"].DiT(
-        patch_size=model.patch_size,
-        hidden_size=model.width,
-        depth=model.depth,
-        num_heads=model.num_heads,
-        mlp_ratio=model.mlp_ratio,
-        out_channels=config.data.channels,
-        class_dropout_prob=config.objective.shortcut.label_dropout,
-        num_classes=config.data.num_classes,
-        dtype=jnp.dtype(model.dtype),
-    )
-    flags = SimpleNamespace(
-        batch_size=config.batch_size,
-        dataset_name="imagenet256",
-        model={
-            "bootstrap_every": round(1 / SHARE),
-            "bootstrap_ema": 1,
-            "bootstrap_cfg": 0,
-            "bootstrap_dt_bias": 0,
-            "cfg_scale": 1.0,
-            "class_dropout_prob": config.objective.shortcut.label_dropout,
-            "denoise_timesteps": config.objective.shortcut.finest_steps,
-            "num_classes": config.data.num_classes,
-        },
-    )
-    adam = optax.adamw(
-        optimizer.learning_rate, optimizer.b1, optimizer.b2, weight_decay=optimizer.weight_decay
-    )
-    batch = random_batch(config)
-    images, labels = jnp.asarray(batch["mean"]), jnp.asarray(batch["label"])
+class Official:
+    """The official network, targets and train state under a config of ours."""
 
-    def create() -> Any:
-        key = jax.random.PRNGKey(config.seed)
-        zeros = jnp.zeros(1)
-        params = network.init(key, images[:1], zeros, zeros, labels[:1])["params"]
-        return train_state.create(network, params, rng=key, tx=adam)
+    def __init__(self, clone: Path, config: ConfigDict, guidance: float = 1.0):
+        self.modules, self._train_state = import_official(clone)
+        self.config = config
+        model, optimizer, data = config.model, config.optimizer, config.data
+        dropout = config.objective.shortcut.label_dropout
+        self.network = self.modules["model"].DiT(
+            patch_size=model.patch_size,
+            hidden_size=model.width,
+            depth=model.depth,
+            num_heads=model.num_heads,
+            mlp_ratio=model.mlp_ratio,
+            out_channels=data.channels,
+            class_dropout_prob=dropout,
+            num_classes=data.num_classes,
+            dtype=jnp.dtype(model.dtype),
+        )
+        self._flags = SimpleNamespace(
+            batch_size=config.batch_size,
+            dataset_name="imagenet256",
+            model={
+                "bootstrap_every": round(1 / SHARE),
+                "bootstrap_ema": 1,
+                "bootstrap_cfg": int(guidance != 1),
+                "bootstrap_dt_bias": 0,
+                "cfg_scale": guidance,
+                "class_dropout_prob": dropout,
+                "denoise_timesteps": config.objective.shortcut.finest_steps,
+                "num_classes": data.num_classes,
+            },
+        )
+        self._adam = optax.adamw(
+            optimizer.learning_rate, optimizer.b1, optimizer.b2, weight_decay=optimizer.weight_decay
+        )
 
-    def step(state: Any) -> Any:
+    def create(self) -> Any:
+        """A fresh train state."""
+        key, data = jax.random.PRNGKey(self.config.seed), self.config.data
+        image, zeros = jnp.zeros((1, data.image_size, data.image_size, data.channels)), jnp.zeros(1)
+        params = self.network.init(key, image, zeros, zeros, jnp.zeros(1, jnp.int32))["params"]
+        return self._train_state.create(self.network, params, rng=key, tx=self._adam)
+
+    def step(self, state: Any, images: jax.Array, labels: jax.Array) -> Any:
+        """(state, (loss, norms)), as the official main function has it."""
         key, targets_key, dropout_key = jax.random.split(state.rng, 3)
-        xt, target, *conditions, _ = modules["targets_shortcut"].get_targets(
-            flags, targets_key, state, images, labels
+        xt, target, *conditions, _ = self.modules["targets_shortcut"].get_targets(
+            self._flags, targets_key, state, images, labels
         )
 
         def loss(params: Any) -> jax.Array:
@@ -91,7 +95,7 @@ def official_step(clone: Path, config: ConfigDict) -> tuple[Any, Callable[[Any],
             return jnp.mean(jnp.square(v - target))
 
         value, gradients = jax.value_and_grad(loss)(state.params)
-        updates, opt_state = adam.update(gradients, state.opt_state, state.params)
+        updates, opt_state = self._adam.update(gradients, state.opt_state, state.params)
         state = state.replace(
             rng=key,
             step=state.step + 1,
@@ -99,11 +103,27 @@ def official_step(clone: Path, config: ConfigDict) -> tuple[Any, Callable[[Any],
             opt_state=opt_state,
         )
         norms = [optax.global_norm(tree) for tree in (gradients, updates, state.params)]
-        return state.update_ema(config.emas.evaluation), (value, norms)
+        return state.update_ema(self.config.emas.evaluation), (value, norms)
 
-    # The official network prints shapes whenever it is traced.
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """The official network prints shapes whenever it is traced."""
     with contextlib.redirect_stdout(io.StringIO()):
-        state = jax.jit(create)()
+        yield
+
+
+def official_step(clone: Path, config: ConfigDict) -> tuple[Any, Callable[[Any], Any], int]:
+    """A fresh official state, the jitted step on one batch, and its operations in products."""
+    official = Official(clone, config)
+    batch = random_batch(config)
+    images, labels = jnp.asarray(batch["mean"]), jnp.asarray(batch["label"])
+
+    def step(state: Any) -> Any:
+        return official.step(state, images, labels)
+
+    with quiet():
+        state = jax.jit(official.create)()
         return state, jax.jit(step).lower(state).compile(), count_flops(step, state)
 
 

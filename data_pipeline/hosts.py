@@ -119,7 +119,8 @@ def _waiting() -> Iterator[None]:
     """Says after a while what is waited for; where the process ends here, its supervisor knows."""
     line = (
         "waiting for the other hosts of this pod: each of them has to run this command (on TPU "
-        "VMs: gcloud compute tpus tpu-vm ssh NAME --worker=all --command=...)"
+        "VMs: gcloud compute tpus tpu-vm ssh NAME --worker=all --command=...) and to reach the "
+        "first one's port (JAX_COORDINATOR_PORT, where a firewall is between)"
     )
     timer = threading.Timer(_PATIENCE_SECONDS, lambda: print(line, file=sys.stderr, flush=True))
     timer.daemon = True

@@ -16,7 +16,6 @@ Usage, on every host:
 from collections.abc import Callable, Mapping, Sequence
 import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 from pathlib import Path
@@ -27,6 +26,7 @@ from typing import Any
 from etils import epath
 import numpy as np
 
+from data_pipeline import locks
 from data_pipeline import manifest as manifest_lib
 from data_pipeline.decoding import Rejected
 from data_pipeline.errors import UserError
@@ -293,18 +293,18 @@ class ResumableFolder:
             self._notes.rmtree()
 
     def _lock(self) -> None:
-        """Keeps other processes from this host's place; the system lets go when this one ends."""
+        """Keeps other processes from this host's place, where there are locks."""
         path = self._temporaries / f"host-{self._hosts.index:05d}.lock"
         file = self._stack.enter_context(path.open("w"))
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            locks.take(file.fileno())
         except BlockingIOError:
             raise UserError(
                 f"{self._path}: another process is at work here as host {self._hosts.index} of"
                 f" {self._hosts.count}"
             ) from None
-        except OSError:
-            pass  # A file system without locks.
+        except OSError as error:
+            raise UserError(f"{path}: {error.strerror}") from None
 
     def _wait(self, condition: Callable[[], bool], stall_seconds: float, what: str) -> None:
         """Returns once a condition holds.

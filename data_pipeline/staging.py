@@ -13,14 +13,15 @@ Usage:
 from collections.abc import Iterator
 import concurrent.futures
 import contextlib
-import fcntl
 import hashlib
 import os
 from pathlib import Path
 import shutil
+import socket
 
 from etils import epath
 
+from data_pipeline import locks
 from data_pipeline.errors import UserError
 from data_pipeline.manifest import FILE_NAME, Manifest, Shard
 from data_pipeline.progress import progress_bar
@@ -53,24 +54,35 @@ def local(path: str | os.PathLike[str], stage: str = "") -> Path:
     target = Path(stage or MEMORY) / hashlib.sha256(manifest).hexdigest()[:16]
     try:
         target.mkdir(parents=True, exist_ok=True)
-        with _alone_in(target):
+        with _alone_in(target) as incoming:
             if not (target / FILE_NAME).exists():
-                _copy(source, manifest, target)
+                _copy(source, manifest, target, incoming)
     except PermissionError as error:
         raise UserError(f"data.stage: {target}: {error.strerror}") from None
     return target
 
 
 @contextlib.contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Keeps the other processes of this machine out until one has made the copy."""
+def _alone_in(folder: Path) -> Iterator[Path]:
+    """Keeps the other processes of this machine out until one has made the copy.
+
+    Where there are no locks each copies for itself, and the last one's files stay.
+
+    Yields:
+        The folder for what is not whole yet.
+    """
     with (folder / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        if locks.take(file.fileno(), wait=True):
+            yield folder / "incoming"
+            return
+        own = folder / f"incoming-{socket.gethostname()}-{os.getpid()}"
+        try:
+            yield own
+        finally:
+            shutil.rmtree(own, ignore_errors=True)
 
 
-def _copy(source: epath.Path, manifest: bytes, target: Path) -> None:
-    incoming = target / "incoming"
+def _copy(source: epath.Path, manifest: bytes, target: Path, incoming: Path) -> None:
     incoming.mkdir(exist_ok=True)
     (incoming / FILE_NAME).write_bytes(manifest)
     shards = Manifest.load(incoming).shards
@@ -85,7 +97,7 @@ def _copy(source: epath.Path, manifest: bytes, target: Path) -> None:
         progress_bar("shards", len(missing)) as advance,
         concurrent.futures.ThreadPoolExecutor(_THREADS) as threads,
     ):
-        copies = [threads.submit(_copy_shard, source, shard, target) for shard in missing]
+        copies = [threads.submit(_copy_shard, source, shard, target, incoming) for shard in missing]
         try:
             for copy in concurrent.futures.as_completed(copies):
                 copy.result()
@@ -97,8 +109,8 @@ def _copy(source: epath.Path, manifest: bytes, target: Path) -> None:
     os.replace(incoming / FILE_NAME, target / FILE_NAME)
 
 
-def _copy_shard(source: epath.Path, shard: Shard, target: Path) -> None:
-    temporary, digest = target / "incoming" / shard.file, hashlib.sha256()
+def _copy_shard(source: epath.Path, shard: Shard, target: Path, incoming: Path) -> None:
+    temporary, digest = incoming / shard.file, hashlib.sha256()
     try:
         with (source / shard.file).open("rb") as read, temporary.open("wb") as write:
             while chunk := read.read(_CHUNK_BYTES):

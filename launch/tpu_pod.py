@@ -10,12 +10,15 @@
 Compiles the step for the pod here first. Then creates the pod or takes the one of that name, ships
 the code as committed through the workdir, and starts the run on every worker under the supervisor.
 Follows the log; a pod that is preempted is deleted and created anew, and goes on from the newest
-checkpoint. Ctrl-C leaves the pod running. Overrides --config.KEY=VALUE, and arguments after --,
-reach the command that runs. --dry_run prints the commands and runs none.
+checkpoint; while the zone is empty it asks after growing pauses. Ctrl-C leaves the pod running.
+Overrides --config.KEY=VALUE, and arguments after --, reach the command that runs. --dry_run prints
+the commands and runs none. --create_flags and --ssh_flags hand gcloud's own flags on:
+
+  --create_flags="--internal-ips --network=N --service-account=A --labels=team=x --reserved"
+  --gcloud_track=alpha --ssh_flags=--tunnel-through-iap
 """
 
 from collections.abc import Sequence
-import dataclasses
 from pathlib import Path
 import re
 import shlex
@@ -27,8 +30,8 @@ import time
 from absl import flags
 
 from data_pipeline.errors import UserError
-from launch import jobs, worker_script
-from launch.gcloud import Gcloud, call, explain
+from launch import jobs, pods, worker_script
+from launch.gcloud import MAX_TRIES, Gcloud, GcloudError
 from launch.jobs import JOBS, ROOT
 from shortcut_tpu import command
 from shortcut_tpu.topologies import Topology
@@ -39,10 +42,7 @@ _VERSIONS = {
     "v5p": "v2-alpha-tpuv5",
     "v6e": "v2-alpha-tpuv6e",
 }
-_GONE = ("PREEMPTED", "TERMINATED", "STOPPED")
-_QUEUE_GONE = ("SUSPENDING", "SUSPENDED", "FAILED")
 _UNREACHABLE = "unreachable"
-_MAX_LOST = 30
 _NAME = r"[a-z]([a-z0-9-]{0,48}[a-z0-9])?"
 
 
@@ -58,6 +58,9 @@ def define_flags() -> None:
     flags.DEFINE_boolean("spot", False, "Cheaper, and preempted without asking.")
     flags.DEFINE_boolean("queued", False, "Wait in the queue until there is a pod.")
     flags.DEFINE_integer("slices", 1, "Slices of that type; more than 1 need --queued.", 1)
+    flags.DEFINE_string("create_flags", "", "gcloud's own, for what it creates, in one word.")
+    flags.DEFINE_string("ssh_flags", "", "gcloud's own, for its ssh.")
+    flags.DEFINE_enum("gcloud_track", "", ["", "alpha", "beta"], "Where gcloud knows such flags.")
     flags.DEFINE_boolean("preflight", True, "Compile the step for the pod first.")
     flags.DEFINE_float("poll_seconds", 20.0, "Between looks at a pod that is not ready.", 0.01)
     flags.DEFINE_boolean("dry_run", False, "Print the commands and run none.")
@@ -67,89 +70,41 @@ def define_flags() -> None:
     flags.DEFINE_boolean("delete", False, "Delete the pod; the workdir stays.")
 
 
-@dataclasses.dataclass(frozen=True)
-class Pod:
-    """A pod by its name, and how to make it.
+def _pod() -> tuple[Gcloud, str]:
+    """What the flags say of a pod, whether it is there or not."""
+    values = flags.FLAGS
+    name = command.required("name", "the name of the pod")
+    if not re.fullmatch(_NAME, name):
+        raise UserError(f"--name={name}: at most 50 lower-case letters, digits and hyphens")
+    cloud = Gcloud(
+        command.required("zone", "the zone of the pod, such as us-central1-a"),
+        values.project,
+        create_flags=_words("create_flags"),
+        ssh_flags=_words("ssh_flags"),
+        track=values.gcloud_track,
+        pause_seconds=values.poll_seconds,
+    )
+    return cloud, name
 
-    Attributes:
-      accelerator: as gcloud names it.
-      script: what every worker runs at boot; None where the pod is only looked at.
-    """
 
-    cloud: Gcloud
-    name: str
-    accelerator: str = ""
-    script: Path | None = None
-    spot: bool = False
-    queued: bool = False
-    slices: int = 1
+def _words(flag: str) -> list[str]:
+    try:
+        return shlex.split(flags.FLAGS[flag].value or "")
+    except ValueError as error:
+        raise UserError(f"--{flag}: {error}") from None
 
-    @property
-    def nodes(self) -> list[str]:
-        if self.slices == 1:
-            return [self.name]
-        return [f"{self.name}-{index}" for index in range(self.slices)]
 
-    def create_command(self) -> list[str]:
-        assert self.script is not None
-        version = _VERSIONS[Topology.parse(self.accelerator).generation]
-        if self.queued:
-            return self.cloud.create_queued(
-                self.name,
-                self.accelerator,
-                version,
-                self.script,
-                spot=self.spot,
-                slices=self.slices,
-            )
-        return self.cloud.create_node(
-            self.name, self.accelerator, version, self.script, spot=self.spot
-        )
-
-    def delete_command(self) -> list[str]:
-        if self.queued:
-            return self.cloud.delete_queued(self.name)
-        return self.cloud.delete_node(self.name)
-
-    def state(self) -> str | None:
-        """READY, GONE (preempted: it must be made anew), what it is doing else, or None."""
-        if self.queued:
-            queue = self.cloud.queued_state(self.name)
-            if queue is None or queue in _QUEUE_GONE:
-                return None if queue is None else "GONE"
-            if queue != "ACTIVE":
-                return queue
-        states = [self.cloud.node_state(node) for node in self.nodes]
-        if any(state in _GONE for state in states):
-            return "GONE"
-        waiting = [state for state in states if state != "READY"]
-        return waiting[0] if waiting else "READY"
-
-    def ready(self, poll_seconds: float) -> bool:
-        """Creates the pod where it is missing or preempted, and waits for it.
-
-        Returns:
-          Whether it was created; if not, its workers have not run the script.
-        """
-        created, said = False, ""
-        while (state := self.state()) != "READY":
-            if state == "GONE":
-                _say(f"{self.name} was preempted; deleting what is left")
-                call(self.delete_command())
-            if state in (None, "GONE"):
-                _say(f"creating {self.name}: {self.accelerator} in {self.cloud.zone}")
-                call(self.create_command())
-                created = True
-                continue
-            if state != said:
-                _say(f"{self.name}: {state}")
-                said = str(state)
-            time.sleep(poll_seconds)
-        return created
+def create_command(cloud: Gcloud, name: str, accelerator: str, script: Path) -> list[str]:
+    """The command that makes the pod of the flags."""
+    values, version = flags.FLAGS, _VERSIONS[Topology.parse(accelerator).generation]
+    what = (name, accelerator, version, script)
+    if values.queued:
+        return cloud.create_queued(*what, spot=values.spot, slices=values.slices)
+    return cloud.create_node(*what, spot=values.spot)
 
 
 # -------------------------------------------------------------------- the code
-def archive(target: str, dry_run: bool) -> tuple[str, str]:
+def archive(cloud: Gcloud, target: str, dry_run: bool) -> tuple[str, str]:
     """Puts the committed code into the workdir; returns its place and the commit.
 
     Raises:
@@ -173,12 +128,16 @@ def archive(target: str, dry_run: bool) -> tuple[str, str]:
             commands.append(["mkdir", "-p", str(Path(place).parent)])
             commands.append(["cp", str(local), place])
         for line in commands:
-            _do(line, dry_run)
+            if line[0] == "gcloud" and not dry_run:
+                cloud.call(line)
+            else:
+                _do(line, dry_run)
     return place, commit
 
 
 def _git(*arguments: str) -> str:
-    result = call(["git", "-C", str(ROOT), *arguments], check=False)
+    line = ["git", "-C", str(ROOT), *arguments]
+    result = subprocess.run(line, capture_output=True, text=True, check=False)
     if result.returncode:
         raise UserError(f"git: {result.stderr.strip()}; the code that is shipped is a commit")
     return result.stdout.strip("\n")
@@ -194,114 +153,128 @@ def launch(more: Sequence[str]) -> None:
     topology = jobs.slice_topology(accelerator)
     if values.slices > 1 and not values.queued:
         raise UserError("--slices needs --queued: only the queue gives several slices at once")
+    cloud, name = _pod()
+    if not values.dry_run:
+        cloud.refuse_wrong_ssh_flags(name)
 
     if values.preflight and job.takes_config:
         slices = f"{values.slices}x " if values.slices > 1 else ""
         preflight = ["-m", "shortcut_tpu.preflight", *config, f"--topology={slices}{topology.name}"]
         _do([sys.executable, *preflight], values.dry_run)
 
-    source, commit = archive(workdir.rstrip("/"), values.dry_run)
-    pod = _pod()
+    source, commit = archive(cloud, workdir.rstrip("/"), values.dry_run)
     script = worker_script.render(
         source=source,
         commit=commit,
-        run=f"{pod.cloud.zone}/{pod.name}",
+        run=f"{cloud.zone}/{name}",
         arguments=job.arguments(workdir=workdir, config=config, more=more),
     )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "startup-script.sh"
         path.write_text(script)
-        pod = dataclasses.replace(pod, accelerator=accelerator, script=path)
+        create = create_command(cloud, name, accelerator, path)
         if values.dry_run:
-            print(_shown(pod.create_command()), "with this startup script:", script, sep="\n")
+            print(_shown(create), "with this startup script:", script, sep="\n")
             return
-        keep_running(pod, script, values.poll_seconds)
+        what = f"{accelerator} in {cloud.zone}"
+        maker = pods.Maker(cloud, name, create, what, values.poll_seconds, _say)
+        try:
+            keep_running(maker, script)
+        except KeyboardInterrupt:
+            _say(f"\n{name} stays, or its place in the queue, and costs money: --delete ends it")
+            raise
     if job == JOBS["train"]:
         _say(f"curves: tensorboard --logdir={workdir}")
 
 
-def keep_running(pod: Pod, script: str, poll_seconds: float) -> None:
+def keep_running(maker: pods.Maker, script: str) -> None:
     """Starts the run and follows it to its end, through any number of preemptions.
 
     Raises:
       UserError: the run ended with an error, or gcloud did.
     """
-    fresh = pod.ready(poll_seconds)
+    cloud = maker.cloud
+    found, fresh = maker.ready(had=False)
     if not fresh:
-        _say(f"{pod.name} is up: starting the run on its workers")
-        for node in pod.nodes:
-            call(pod.cloud.ssh(node, "all", worker_script.as_root(script)))
+        _say(f"{maker.name} is up: starting the run on its workers")
+        for node in found.nodes:
+            cloud.call(cloud.ssh(node, "all", worker_script.as_root(script)))
+    try:
+        status = until_ended(maker, found)
+    except GcloudError as error:
+        raise UserError(f"{error}; the run itself goes on: start this again to follow it") from None
+    if status != "0":
+        raise UserError(f"the run ended with status {status}; its log is above")
+
+
+def until_ended(maker: pods.Maker, found: pods.Found) -> str:
+    """Follows a run that has been started, and returns the status that it ends with."""
     lost = 0
-    while lost < _MAX_LOST:
-        follow(pod)
-        if pod.state() != "READY":
-            pod.ready(poll_seconds)
+    while lost < MAX_TRIES:
+        follow(maker.cloud, found)
+        if pods.find(maker.cloud, maker.name).state != pods.READY:
+            found, _ = maker.ready(had=True)
             continue
-        status = run_status(pod)
+        status = run_status(maker.cloud, found)
         lost = lost + 1 if status == _UNREACHABLE else 0
-        if status == "0":
-            return
         if status.isdecimal():
-            raise UserError(f"the run ended with status {status}; its log is above")
+            return status
         # Not started yet, or the connection was lost.
-        time.sleep(poll_seconds)
-    raise UserError(f"{pod.nodes[0]} cannot be reached over ssh, see above; the run itself goes on")
+        time.sleep(maker.poll_seconds)
+    raise UserError(
+        f"{found.nodes[0]} cannot be reached over ssh, see above; the run itself goes on"
+    )
 
 
-def follow(pod: Pod) -> None:
+def follow(cloud: Gcloud, found: pods.Found) -> None:
     """Shows the first worker's log until the run or the connection ends."""
     remote = worker_script.as_root(worker_script.FOLLOW)
-    subprocess.run(pod.cloud.ssh(pod.nodes[0], "0", remote), stdin=subprocess.DEVNULL, check=False)
+    subprocess.run(cloud.ssh(found.nodes[0], "0", remote), stdin=subprocess.DEVNULL, check=False)
 
 
-def run_status(pod: Pod) -> str:
+def run_status(cloud: Gcloud, found: pods.Found) -> str:
     """What the supervisor on the first worker ended with: a number, or a word that it has not."""
-    result = call(
-        pod.cloud.ssh(pod.nodes[0], "0", worker_script.as_root(worker_script.STATUS)), check=False
-    )
-    if result.returncode:
+    remote = worker_script.as_root(worker_script.STATUS)
+    try:
+        said = cloud.call(cloud.ssh(found.nodes[0], "0", remote), tries=1)
+    except GcloudError:
         return _UNREACHABLE
-    return (result.stdout.split() or ["running"])[-1]
+    return (said.split() or ["running"])[-1]
 
 
 def look() -> None:
-    """--status, --logs, --stop, --delete."""
-    values, pod = flags.FLAGS, _pod()
+    """--status, --logs, --stop, --delete: of a pod as it is found, however it was made."""
+    values = flags.FLAGS
+    cloud, name = _pod()
     if values.dry_run:
-        remote = worker_script.FOLLOW if values.logs else worker_script.stop()
-        print(
-            _shown(pod.delete_command() if values.delete else pod.cloud.ssh(pod.name, "0", remote))
-        )
+        remote = worker_script.stop() if values.stop else worker_script.FOLLOW
+        lines = [cloud.ssh(name, "0", remote)]
+        if values.status:
+            lines = [cloud.command("tpu-vm", "describe", name)]
+        if values.delete:
+            lines = [cloud.delete_queued(name), cloud.delete_node(name)]
+        print(*map(_shown, lines), sep="\n")
         return
-    state = pod.state()
-    if state is None:
-        raise UserError(f"--name={pod.name}: no such pod in {pod.cloud.zone}")
+    found = pods.find(cloud, name)
+    if found.state is None:
+        raise UserError(f"--name={name}: no such pod in {cloud.zone}")
     if values.delete:
-        call(pod.delete_command())
-        _say(f"{pod.name} is deleted; the workdir stays")
+        pods.delete(cloud, found)
+        _say(f"{name} is deleted; the workdir stays")
         return
     if values.status:
-        run = run_status(pod) if state == "READY" else "none"
-        print(f"pod {state}", f"run {run}", sep="\n")
+        run = run_status(cloud, found) if found.state == pods.READY else "none"
+        failure = f" ({found.failure.line})" if found.failure else ""
+        print(f"pod {found.state}{failure}", f"run {run}", sep="\n")
         return
-    if state != "READY":
-        raise UserError(f"{pod.name} is {state}")
+    if found.state != pods.READY:
+        raise UserError(f"{name} is {found.state}")
     if values.stop:
         _say("asking the run to save and end")
-        for node in pod.nodes:
-            call(pod.cloud.ssh(node, "all", worker_script.as_root(worker_script.stop())))
+        for node in found.nodes:
+            cloud.call(cloud.ssh(node, "all", worker_script.as_root(worker_script.stop())))
     else:
-        follow(pod)
-
-
-def _pod() -> Pod:
-    values = flags.FLAGS
-    name = command.required("name", "the name of the pod")
-    if not re.fullmatch(_NAME, name):
-        raise UserError(f"--name={name}: at most 50 lower-case letters, digits and hyphens")
-    zone = command.required("zone", "the zone of the pod, such as us-central1-a")
-    cloud = Gcloud(zone, values.project)
-    return Pod(cloud, name, spot=values.spot, queued=values.queued, slices=values.slices)
+        follow(cloud, found)
 
 
 def _do(line: Sequence[str], dry_run: bool) -> None:
@@ -314,7 +287,8 @@ def _do(line: Sequence[str], dry_run: bool) -> None:
     )
     if result.returncode:
         lines = [one for one in result.stderr.splitlines() if one.startswith("error: ")]
-        raise UserError(lines[-1].removeprefix("error: ") if lines else explain(result.stderr))
+        said = result.stderr.splitlines() or ["it failed"]
+        raise UserError((lines or [f"{line[0]}: {said[-1]}"])[-1].removeprefix("error: "))
 
 
 def _shown(line: Sequence[str]) -> str:

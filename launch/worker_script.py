@@ -18,6 +18,9 @@ source={source}
 code="$root/code-{commit}"
 mkdir -p "$root"
 cd "$root"
+# What goes wrong before the run starts is in its log and is its status, too.
+exec > >(tee -a "$root/log") 2>&1
+trap 'echo $? > "$root/status"; echo "error: this worker could not be set up, see above"' ERR
 
 if ! [[ -d "$code" ]]; then
   rm -rf "$code.part"
@@ -37,8 +40,8 @@ cd "$code"
 if [[ -n "${{SHORTCUT_TPU_PYTHON:-}}" ]]; then
   python="$SHORTCUT_TPU_PYTHON" # an image that has everything installed
 else
-  if ! command -v python3.11 > /dev/null; then
-    python3 -m pip install -q uv
+  if ! python3.11 -c 'import ensurepip' 2> /dev/null; then
+    PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install -q uv
     python3 -m uv python install -q 3.11
     PYTHON="$(python3 -m uv python find 3.11)"
     export PYTHON
@@ -55,6 +58,8 @@ run() {{
   echo "$status" > "$root/status"
 }}
 export -f run
+# The port that Google's firewall rules for TPU VMs leave open among a pod's workers.
+export JAX_COORDINATOR_PORT="${{JAX_COORDINATOR_PORT:-8476}}"
 export python root PYTHONPATH="$code"
 # A session of its own: it outlives the shell that started it.
 setsid bash -c 'run "$@"' - {command} >> "$root/log" 2>&1 < /dev/null &
@@ -72,7 +77,13 @@ if [[ -f "$HOME/shortcut_tpu/pid" ]]; then
 fi"""
 
 # Shows the log until the run has ended, and its status has been noted.
-FOLLOW = 'cd "$HOME/shortcut_tpu" && tail -n 100 --pid="$(cat pid)" -f log && sleep 1'
+FOLLOW = """\
+cd "$HOME/shortcut_tpu" || exit
+if [[ -f pid ]]; then
+  tail -n 100 --pid="$(cat pid)" -f log && sleep 1
+elif [[ -f status ]]; then
+  tail -n 20 log
+fi"""
 STATUS = 'cat "$HOME/shortcut_tpu/status" 2> /dev/null || echo running'
 
 

@@ -7,7 +7,6 @@ Usage, on every process:
 
 from collections.abc import Iterator
 import contextlib
-import fcntl
 import os
 from typing import Any
 import uuid
@@ -15,7 +14,7 @@ import uuid
 from etils import epath
 from ml_collections import ConfigDict
 
-from data_pipeline import outcome
+from data_pipeline import locks, outcome
 from data_pipeline.errors import UserError
 from data_pipeline.whole_files import in_bucket
 from shortcut_tpu import config as config_lib
@@ -29,31 +28,35 @@ _LOCK = ".lock"
 def claimed(workdir: epath.Path) -> Iterator[None]:
     """Holds the workdir for this run.
 
-    On a disk the kernel lets go of it however the process ends. A bucket has no locks: there it is
-    held by a lease.
+    On a disk the kernel lets go of it however the process ends. A bucket has no locks, nor have
+    some file systems of clusters: there it is held by a lease.
 
     Raises:
-      UserError: another run has it.
+      UserError: another run has it, or it cannot be written.
     """
     with contextlib.ExitStack() as held:
-        if in_bucket(workdir):
-            lease = Lease(workdir, os.environ.get(outcome.RUN) or uuid.uuid4().hex)
-            distributed.first_does(lambda: _enter(held, lease))
-        else:
-            distributed.first_does(lambda: _lock(workdir, held))
+        distributed.first_does(lambda: _hold(workdir, held))
         yield
 
 
-def _enter(held: contextlib.ExitStack, lease: Lease) -> None:
-    held.enter_context(lease)
+def _hold(workdir: epath.Path, held: contextlib.ExitStack) -> None:
+    if not in_bucket(workdir):
+        try:
+            if _lock(workdir, held):
+                return
+        except OSError as error:
+            raise UserError(f"--workdir={workdir}: {error.strerror}") from None
+    held.enter_context(Lease(workdir, os.environ.get(outcome.RUN) or uuid.uuid4().hex))
 
 
-def _lock(workdir: epath.Path, held: contextlib.ExitStack) -> None:
+def _lock(workdir: epath.Path, held: contextlib.ExitStack) -> bool:
+    """Locks the workdir; whether there are locks there."""
     workdir.mkdir(parents=True, exist_ok=True)
     file = os.open(workdir / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     held.callback(os.close, file)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not locks.take(file):
+            return False
     except BlockingIOError:
         holder = os.read(file, 100).decode().strip()
         raise UserError(
@@ -62,6 +65,7 @@ def _lock(workdir: epath.Path, held: contextlib.ExitStack) -> None:
         ) from None
     os.ftruncate(file, 0)
     os.write(file, f"{os.getpid()}\n".encode())
+    return True
 
 
 def check_config(before: dict[str, Any], config: ConfigDict, allow_change: bool) -> None:

@@ -1,5 +1,9 @@
 """A run as a JobSet of Kubernetes: one Job a slice, one pod a VM.
 
+What ends a pod decides what becomes of the run. A node that is taken away (preemption, maintenance)
+costs no restart: its pods are made again, and the others wait for them. What a person has to mend
+fails the JobSet at once. All else starts every pod anew, `max_restarts` times.
+
 Usage:
   manifest = render(Run(name="xl", image="...", topology=Topology.parse("v5e-256"), ...))
   yaml.safe_dump(manifest)
@@ -10,6 +14,7 @@ import dataclasses
 import shlex
 from typing import Any
 
+from data_pipeline import outcome
 from data_pipeline.errors import UserError
 from shortcut_tpu.topologies import Topology
 
@@ -21,6 +26,7 @@ _ACCELERATORS = {
 }
 _SINGLE_HOST_CHIPS = 8
 _CHIPS_PER_VM = 4
+_CONTAINER = "host"
 # A pod that fails is started again in place a few times; then the JobSet starts all of them anew.
 _RESTARTS_IN_PLACE = 3
 # The supervisor has to end before Kubernetes kills it.
@@ -34,7 +40,7 @@ class Run:
     Attributes:
       arguments: what follows `python` in every pod.
       grace_seconds: from SIGTERM to the kill; the last save has to fit.
-      max_restarts: of the whole JobSet.
+      max_restarts: of the whole JobSet, for failures of the command's own.
     """
 
     name: str
@@ -75,7 +81,7 @@ def render(run: Run) -> dict[str, Any]:
     vms = run.topology.chips // run.chips_per_vm
     chips = {"google.com/tpu": run.chips_per_vm}
     container = {
-        "name": "host",
+        "name": _CONTAINER,
         "image": run.image,
         "command": run.command,
         "ports": [{"containerPort": 8471}, {"containerPort": 8080}],
@@ -100,6 +106,22 @@ def render(run: Run) -> dict[str, Any]:
         "completions": vms,
         "completionMode": "Indexed",
         "backoffLimit": 0,
+        "podFailurePolicy": {
+            "rules": [
+                {
+                    "action": "FailJob",
+                    "onExitCodes": {
+                        "containerName": _CONTAINER,
+                        "operator": "In",
+                        "values": [outcome.REFUSED_STATUS],
+                    },
+                },
+                {
+                    "action": "Ignore",
+                    "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}],
+                },
+            ]
+        },
         "template": {"spec": pod},
     }
     return {
@@ -112,7 +134,17 @@ def render(run: Run) -> dict[str, Any]:
             },
         },
         "spec": {
-            "failurePolicy": {"maxRestarts": run.max_restarts},
+            "failurePolicy": {
+                "maxRestarts": run.max_restarts,
+                # A Job has this reason where a pod's status was the refusal's, and no other.
+                "rules": [
+                    {
+                        "name": "refused",
+                        "action": "FailJobSet",
+                        "onJobFailureReasons": ["PodFailurePolicy"],
+                    }
+                ],
+            },
             "replicatedJobs": [
                 {"name": "slice", "replicas": run.slices, "template": {"spec": job}}
             ],
@@ -125,7 +157,9 @@ def xpk_command(
 ) -> list[str]:
     """The same run as a command of XPK.
 
-    XPK joins the command to a line of shell, so each argument is quoted for that.
+    XPK joins the command to a line of shell, so each argument is quoted for that. By itself it
+    starts again what ended with 42 or more than 126, and fails the run at once for any other
+    status: right for a refusal, and wrong for a supervisor that gave up.
     """
     return [
         *("xpk", "workload", "create"),
@@ -137,5 +171,7 @@ def xpk_command(
         f"--num-slices={run.slices}",
         f"--docker-image={run.image}",
         f"--max-restarts={run.max_restarts}",
+        f"--restart-on-exit-codes={outcome.GAVE_UP_STATUS}",
+        f"--termination-grace-period-seconds={run.grace_seconds}",
         f"--command={shlex.join(run.command)}",
     ]

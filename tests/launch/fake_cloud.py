@@ -21,7 +21,7 @@ from typing import Any
 from tests.multihost import pods
 
 ROOT = Path(__file__).parents[2]
-_PREFIX = r"/v2/(projects/p/locations/[^/]+)"
+_PREFIX = r"/v2(?:alpha1)?/(projects/p/locations/[^/]+)"
 
 # The stand-ins: ssh runs its command as the worker whose address it is given.
 _SSH = """#!/bin/bash
@@ -51,6 +51,9 @@ class FakeCloud:
       queue: states by name of a queued resource.
       waits: how many looks a queued resource makes before it is granted.
       refuse: (status code, canonical code, message) to answer creations with.
+      operation_error: (code, message) with which the operations of creations end.
+      faults: (pattern of "METHOD path", status code, body) to answer the next requests with, each
+        once; status 0 closes the connection.
       environment: of the workers, by worker, on top of this process's own.
     """
 
@@ -73,6 +76,8 @@ class FakeCloud:
         self.queue: dict[str, dict[str, Any]] = {}
         self.waits = 0
         self.refuse: tuple[int, str, str] | None = None
+        self.operation_error: tuple[int, str] | None = None
+        self.faults: list[tuple[str, int, Any]] = []
         self.environment = lambda worker: {}
         self.boots = False
         self._booted: list[subprocess.Popen] = []
@@ -82,8 +87,12 @@ class FakeCloud:
             def _answer(self) -> None:
                 length = int(self.headers.get("Content-Length") or 0)
                 body = json.loads(self.rfile.read(length)) if length else {}
-                status, content = cloud.handle(self.command, self.path, body)
-                data = json.dumps(content).encode()
+                fault = cloud.fault(f"{self.command} {self.path}")
+                if fault and not fault[0]:
+                    self.close_connection = True
+                    return
+                status, content = fault or cloud.handle(self.command, self.path, body)
+                data = content if isinstance(content, bytes) else json.dumps(content).encode()
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(data)))
@@ -143,6 +152,14 @@ class FakeCloud:
         }
 
     # ------------------------------------------------------------------ the API
+    def fault(self, request: str) -> tuple[int, Any] | None:
+        """The answer that a test has planned for this request, which then is used up."""
+        for index, (pattern, status, content) in enumerate(self.faults):
+            if re.search(pattern, request):
+                del self.faults[index]
+                return status, content
+        return None
+
     def handle(self, method: str, path: str, body: dict[str, Any]) -> tuple[int, Any]:
         self.requests.append((method, path))
         path, _, query = path.partition("?")
@@ -156,6 +173,11 @@ class FakeCloud:
                 error = {"code": code, "status": canonical, "message": message}
                 return code, {"error": error}
             self.bodies.append(body)
+            if self.operation_error:
+                code, message = self.operation_error
+                error = {"code": code, "message": message}
+                name = f"{match[1]}/operations/o"
+                return 200, {"name": name, "done": True, "error": error}
             name = dict(part.split("=") for part in query.split("&"))
             if match[2] == "nodes":
                 self._create(match[1], name["nodeId"], body)
@@ -215,8 +237,9 @@ class FakeCloud:
             return 404, {"error": {"code": 404, "status": "NOT_FOUND", "message": "not found"}}
         entry = self.queue[name]
         if method == "DELETE":
-            for spec in self.queue.pop(name)["body"]["tpu"]["nodeSpec"]:
-                self.nodes.pop(spec.get("nodeId"), None)
+            self.queue.pop(name)
+            for node in [n for n, one in self.nodes.items() if self._is_of(one, name)]:
+                del self.nodes[node]
             return 200, self._done(parent)
         entry["looks"] += 1
         state = entry.get("state") or "WAITING_FOR_RESOURCES"
@@ -229,7 +252,16 @@ class FakeCloud:
                     names = [f"{many['nodeIdPrefix']}-{i}" for i in range(int(many["nodeCount"]))]
                 for node in names:
                     self._create(parent, node, spec["node"])
-        return 200, {"name": f"{parent}/queuedResources/{name}", "state": {"state": state}}
+                    if node in self.nodes:
+                        self.nodes[node]["queuedResource"] = f"{parent}/queuedResources/{name}"
+        described = {"state": state}
+        if "error" in entry:
+            described["failedData"] = {"error": entry["error"]}
+        body = {"tpu": entry["body"]["tpu"], "state": described}
+        return 200, {"name": f"{parent}/queuedResources/{name}", **body}
+
+    def _is_of(self, node: dict[str, Any], queued: str) -> bool:
+        return node.get("queuedResource", "").endswith(f"/{queued}")
 
     # ------------------------------------------------------------------ the workers
     def preempt(self, name: str) -> None:

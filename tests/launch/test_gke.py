@@ -11,6 +11,7 @@ import jsonschema
 import pytest
 import yaml
 
+from data_pipeline import outcome
 from launch.gke.jobset import Run, render
 from shortcut_tpu.topologies import Topology
 
@@ -58,7 +59,8 @@ def test_the_jobset_of_two_slices():
     jobset = yaml.safe_load(printed.stdout)
     check_schema(jobset)
     assert (jobset["apiVersion"], jobset["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
-    assert jobset["spec"]["failurePolicy"] == {"maxRestarts": 50}
+    policy = jobset["spec"]["failurePolicy"]
+    assert policy["maxRestarts"] == 50
     (replicated,) = jobset["spec"]["replicatedJobs"]
     assert replicated["replicas"] == 2
     job = replicated["template"]["spec"]
@@ -89,7 +91,57 @@ def test_the_xpk_command_runs_the_same():
         "num-slices": "2",
         "docker-image": "image:1",
         "max-restarts": "50",
+        "termination-grace-period-seconds": "600",
+        "restart-on-exit-codes": "1",
     }
+    # XPK's own rule, of its documentation: it starts again what ends with one of these.
+    again = {42, *range(127, 256), int(given["restart-on-exit-codes"])}
+    assert {outcome.GAVE_UP_STATUS, outcome.STOPPED_STATUS, 128 + 9} <= again
+    assert outcome.REFUSED_STATUS not in again
+
+
+def action(jobset: dict, status: int, disrupted: bool) -> str:
+    """What becomes of the run when a pod ends, by the rules of Job and JobSet: the first that fits.
+
+    A Job without a fitting rule fails as its backoffLimit is 0, a JobSet's is then restarted.
+    """
+    job = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]
+    reason = "BackoffLimitExceeded"
+    for rule in job["podFailurePolicy"]["rules"]:
+        codes = rule.get("onExitCodes", {"operator": "In", "values": []})
+        assert codes["operator"] == "In"
+        fits = status in codes["values"] or (
+            disrupted
+            and {"type": "DisruptionTarget", "status": "True"} in rule.get("onPodConditions", [])
+        )
+        if fits and rule["action"] == "Ignore":
+            return "made again"
+        if fits:
+            assert rule["action"] == "FailJob"
+            reason = "PodFailurePolicy"
+            break
+    rules = jobset["spec"]["failurePolicy"]["rules"]
+    fitting = [rule["action"] for rule in rules if reason in rule["onJobFailureReasons"]]
+    return (fitting or ["RestartJobSet"])[0]
+
+
+def test_what_ends_a_pod_decides_what_becomes_of_the_run():
+    jobset = render(Run("x", "image", Topology.parse("v5e-16"), []))
+    job = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]
+    (container,) = job["template"]["spec"]["containers"]
+    (named,) = [
+        rule["onExitCodes"]["containerName"]
+        for rule in job["podFailurePolicy"]["rules"]
+        if "onExitCodes" in rule
+    ]
+    assert named == container["name"]
+    # Kubernetes takes such a policy only here.
+    assert job["template"]["spec"]["restartPolicy"] == "Never"
+    assert action(jobset, outcome.GAVE_UP_STATUS, disrupted=False) == "RestartJobSet"
+    assert action(jobset, 137, disrupted=False) == "RestartJobSet"
+    for status in (outcome.STOPPED_STATUS, 137):
+        assert action(jobset, status, disrupted=True) == "made again"
+    assert action(jobset, outcome.REFUSED_STATUS, disrupted=False) == "FailJobSet"
 
 
 def test_the_schema_would_notice():

@@ -101,9 +101,9 @@ def test_the_queue_is_waited_for_and_the_run_started(cloud, tmp_path):
     assert spec["nodeId"] == "pod"
     assert spec["node"]["acceleratorType"] == "v5litepod-16"
     assert list((tmp_path / "run" / "code").glob("*.tar.gz"))
-    status, output = run(cloud, "--name=pod", "--queued", "--status")
-    assert (status, output) == (0, "pod READY\nrun 0\n")
-    status, output = run(cloud, "--name=pod", "--queued", "--delete")
+    # That it was made by the queue is found, and not told.
+    assert run(cloud, "--name=pod", "--status") == (0, "pod READY\nrun 0\n")
+    status, output = run(cloud, "--name=pod", "--delete")
     assert status == 0, output
     assert not cloud.queue
     assert not cloud.nodes
@@ -211,12 +211,100 @@ def test_slices_are_asked_for_together(cloud, tmp_path):
         1,
         "error: --slices needs --queued: only the queue gives several slices at once",
     )
-    cloud.boots = False
     pod = [argument for argument in POD if argument != "--nopreflight"]
     status, output = run(cloud, *pod, workdir, "--slices=2", "--queued", "--dry_run")
     assert status == 0
     assert "'--topology=2x v5litepod-16'" in output
     assert "queued-resources create pod --node-count=2 --node-prefix=pod" in output
+
+
+def test_slices_and_queues_of_any_name_are_found(cloud):
+    many = {"multisliceParams": {"nodeCount": 2, "nodeIdPrefix": "pod"}, "node": {}}
+    cloud.queue["pod"] = {"body": {"tpu": {"nodeSpec": [many]}}, "looks": 0}
+    cloud.make_home(0)
+    assert run(cloud, "--name=pod", "--stop") == (0, "asking the run to save and end\n")
+    stopped = [path for _, path in cloud.requests if "getGuestAttributes" in path]
+    assert {path.split("/")[-1].split(":")[0] for path in stopped} == {"pod-0", "pod-1"}
+    cloud.nodes["pod-1"]["state"] = "PREEMPTED"
+    assert run(cloud, "--name=pod", "--status") == (0, "pod GONE\nrun none\n")
+    assert run(cloud, "--name=pod", "--delete")[0] == 0
+    assert not cloud.queue and not cloud.nodes
+
+    one = {"nodeId": "single", "node": {}}
+    cloud.queue["other"] = {"body": {"tpu": {"nodeSpec": [one]}}, "looks": 0}
+    cloud.handle("GET", "/v2/projects/p/locations/us-x1-a/queuedResources/other", {})
+    assert run(cloud, "--name=single", "--delete")[0] == 0
+    assert not cloud.queue and not cloud.nodes
+
+
+SLEEPS = """#!/bin/bash
+echo "started: $*"
+if [[ -f "{done}" ]]; then exit 0; fi
+for _ in {{1..600}}; do sleep 0.1; done
+"""
+EMPTY = (8, 'There is no more capacity in the zone "us-x1-a"')
+BUSY = (
+    429,
+    {"error": {"code": 429, "status": "RESOURCE_EXHAUSTED", "message": "Too Many Requests"}},
+)
+
+
+def test_a_run_outlives_an_empty_zone_and_calls_that_fail_in_passing(cloud, tmp_path):
+    cloud.boots, python, done = True, tmp_path / "python", tmp_path / "done"
+    python.write_text(SLEEPS.format(done=done))
+    python.chmod(0o755)
+    cloud.environment = lambda worker: {"SHORTCUT_TPU_PYTHON": str(python)}
+    cloud.faults = [("GET .*/queuedResources/pod", *BUSY)]
+    log = tmp_path / "session.log"
+    arguments = [*POD, f"--workdir={tmp_path / 'run'}", "--poll_seconds=0.1"]
+    with tpu_pod(cloud, *arguments, log=log) as session:
+        pods.until(lambda: "started: " in log.read_text(), session, log)
+        assert not cloud.faults
+        cloud.faults = [("GET .*/nodes/pod", *BUSY)]
+        cloud.operation_error = EMPTY
+        done.touch()
+        cloud.preempt("pod")
+        pods.until(lambda: "trying again in 0.2 s" in log.read_text(), session, log)
+        cloud.operation_error = None
+        assert pods.ended(session, log) == 0
+    text = log.read_text()
+    said = f"pod: not yet: RESOURCE_EXHAUSTED: {EMPTY[1]}; trying again in 0.2 s\n"
+    assert said in text.partition("pod was preempted; deleting what is left\n")[2]
+    assert text.count("gcloud: RESOURCE_EXHAUSTED: Too Many Requests; trying again in 0.1 s\n") == 2
+    assert text.count("pod was preempted; deleting what is left") == 1
+
+
+def test_gclouds_own_flags_are_handed_on(cloud, tmp_path):
+    cloud.boots = True
+    cloud.environment = lambda worker: {"SHORTCUT_TPU_PYTHON": shutil.which("true")}
+    workdir = f"--workdir={tmp_path / 'run'}"
+    create = "--internal-ips --network=n --labels='team=x,run=y' --reserved --version=other"
+    arguments = [*POD, workdir, "--poll_seconds=0.1", f"--create_flags={create}"]
+    status, output = run(cloud, *arguments, "--ssh_flags=--internal-ip")
+    assert status == 0, output
+    (body,) = cloud.bodies
+    assert body["networkConfig"]["network"].endswith("n")
+    assert not body["networkConfig"].get("enableExternalIps")
+    assert body["labels"] == {"team": "x", "run": "y"}
+    assert body["schedulingConfig"]["reserved"]
+    assert body["runtimeVersion"] == "other"
+    assert "startup-script" in body["metadata"]
+    # The client's own refusals, before anything is made; and what the launcher says itself.
+    cloud.requests.clear()
+    for flag, said in (
+        ("--ssh_flags=--tunnel-through-iap", "gcloud alpha compute tpus tpu-vm ssh --tunnel-th"),
+        ("--create_flags=--zone=z", "error: --zone is not yours to hand on: the launcher sets it"),
+        ("--create_flags=spot", "error: 'spot' is no flag of gcloud; write --NAME=VALUE"),
+        ("--create_flags='", "error: --create_flags: No closing quotation"),
+    ):
+        status, output = run(cloud, *POD, workdir, flag)
+        assert status == 1
+        assert said in last(output)
+    assert not cloud.requests
+    more = ["--ssh_flags=--tunnel-through-iap", "--gcloud_track=alpha", "--dry_run", "--logs"]
+    status, output = run(cloud, "--name=pod", *more)
+    assert output.startswith("gcloud alpha compute tpus tpu-vm ssh pod --worker=0")
+    assert "--tunnel-through-iap" in output
 
 
 @pytest.mark.parametrize(
@@ -237,12 +325,12 @@ def test_refusals_end_in_one_clear_line(cloud, tmp_path, refusal, said):
 
 
 def test_a_pod_that_is_not_there(cloud):
-    for flag in ("--status", "--logs", "--stop", "--delete"):
+    for flag in ("--status", "--delete"):
         status, output = run(cloud, "--name=pod", flag)
         assert (status, output) == (1, "error: --name=pod: no such pod in us-x1-a\n")
 
 
-@pytest.mark.parametrize("name", ["Pod", "-x", "a b", "x" * 60, "--zone"])
+@pytest.mark.parametrize("name", ["-x", "a B", "x" * 60])
 def test_names_that_gcloud_would_refuse(cloud, name):
     status, output = run(cloud, f"--name={name}", "--status")
     assert (status, output.count("\n")) == (1, 1)

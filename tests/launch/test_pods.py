@@ -5,7 +5,8 @@ import subprocess
 
 import pytest
 
-from launch import gcloud_errors, pods, worker_script
+from data_pipeline.errors import UserError
+from launch import gcloud_errors, pods, tpu_pod, worker_script
 from launch.gcloud import Gcloud, GcloudError
 from launch.pods import GONE, READY, Maker, find
 
@@ -47,7 +48,7 @@ class Cloud(Gcloud):
                     self.nodes["pod"] = {"state": "READY"}
                 raise GcloudError(gcloud_errors.of_status(outcome))
             self.nodes["pod"] = {"state": "READY"}
-        else:
+        elif "delete" in command:
             self.nodes.clear()
             self.queues.clear()
             raise GcloudError(gcloud_errors.of_status({"code": 5, "message": "not found"}))
@@ -97,6 +98,40 @@ def test_only_what_passes_is_waited_for(slept, had, refusal, waits):
 def test_a_creation_whose_answer_was_lost_is_found(slept):
     found, created = maker(Cloud([THERE])).ready(had=False)
     assert (found.state, created) == (READY, True)
+
+
+@pytest.mark.parametrize("status", ["0", "78"])
+def test_a_run_is_followed_through_preemptions_to_its_end(slept, monkeypatch, status):
+    cloud, followed = Cloud([EMPTY, None], node={"state": "READY"}), []
+
+    def follow(cloud, found):
+        followed.append(found.state)
+        if len(followed) == 1:
+            cloud.nodes["pod"] = {"state": "PREEMPTED"}
+
+    monkeypatch.setattr(tpu_pod, "follow", follow)
+    monkeypatch.setattr(tpu_pod, "run_status", lambda *_: status)
+    if status == "0":
+        tpu_pod.keep_running(maker(cloud), "script")
+    else:
+        with pytest.raises(UserError, match="the run ended with status 78; its log is above"):
+            tpu_pod.keep_running(maker(cloud), "script")
+    assert (followed, slept) == ([READY, READY], [40])
+    # Up already, so started over ssh; the one that was made anew starts it at boot.
+    assert [call[1] for call in cloud.calls if call[0] == "tpu-vm"] == ["ssh", "delete"]
+
+
+def test_what_ends_the_following_does_not_end_the_run(slept, monkeypatch):
+    cloud = Cloud(node={"state": "READY"})
+    expired = {"code": 16, "message": "Reauthentication is needed"}
+
+    def follow(cloud, found):
+        cloud.queues["pod"] = GcloudError(gcloud_errors.of_status(expired))
+        cloud.nodes.clear()
+
+    monkeypatch.setattr(tpu_pod, "follow", follow)
+    with pytest.raises(UserError, match="gcloud auth login.*; the run itself goes on: start this"):
+        tpu_pod.keep_running(maker(cloud), "script")
 
 
 def queue(state, error=None):
@@ -161,3 +196,17 @@ def test_a_worker_that_cannot_be_set_up_says_so_in_its_log_and_its_status(tmp_pa
     shown = bash(worker_script.FOLLOW).stdout
     assert "no such file" in shown
     assert shown.endswith("error: this worker could not be set up, see above\n")
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("--zone=z", "--zone is not yours to hand on: the launcher sets it"),
+        ("--metadata-from-file=a=b", "--metadata-from-file is not yours to hand on"),
+        ("spot", "'spot' is no flag of gcloud; write --NAME=VALUE"),
+    ],
+)
+def test_flags_that_are_not_handed_on(flag, said):
+    for name in ("create_flags", "ssh_flags"):
+        with pytest.raises(UserError, match=said):
+            Gcloud("z", **{name: [flag]})

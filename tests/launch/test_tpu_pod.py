@@ -10,7 +10,10 @@ import sys
 import pytest
 
 from data_pipeline.records import verify
+from launch.gcloud import Gcloud, GcloudError
+from launch.gcloud_errors import Kind
 from launch.local_pod import free_port
+from launch.pods import delete, find
 from shortcut_tpu import distributed
 from tests.launch.fake_bucket import FakeBucket
 from tests.launch.fake_cloud import FakeCloud, tpu_pod
@@ -218,93 +221,79 @@ def test_slices_are_asked_for_together(cloud, tmp_path):
     assert "queued-resources create pod --node-count=2 --node-prefix=pod" in output
 
 
-def test_slices_and_queues_of_any_name_are_found(cloud):
+@pytest.fixture
+def client(cloud, monkeypatch):
+    """The real client in this process, which reaches the cloud of the test."""
+    for name, value in cloud.gcloud_environment().items():
+        monkeypatch.setenv(name, value)
+    return lambda **options: Gcloud("us-x1-a", pause_seconds=0.01, **options)
+
+
+def test_slices_and_queues_of_any_name_are_found(cloud, client):
     many = {"multisliceParams": {"nodeCount": 2, "nodeIdPrefix": "pod"}, "node": {}}
     cloud.queue["pod"] = {"body": {"tpu": {"nodeSpec": [many]}}, "looks": 0}
-    cloud.make_home(0)
-    assert run(cloud, "--name=pod", "--stop") == (0, "asking the run to save and end\n")
-    stopped = [path for _, path in cloud.requests if "getGuestAttributes" in path]
-    assert {path.split("/")[-1].split(":")[0] for path in stopped} == {"pod-0", "pod-1"}
-    cloud.nodes["pod-1"]["state"] = "PREEMPTED"
-    assert run(cloud, "--name=pod", "--status") == (0, "pod GONE\nrun none\n")
-    assert run(cloud, "--name=pod", "--delete")[0] == 0
+    found = find(client(), "pod")
+    assert (found.state, found.nodes, found.queued) == ("READY", ("pod-0", "pod-1"), "pod")
+    delete(client(), found)
     assert not cloud.queue and not cloud.nodes
 
     one = {"nodeId": "single", "node": {}}
     cloud.queue["other"] = {"body": {"tpu": {"nodeSpec": [one]}}, "looks": 0}
     cloud.handle("GET", "/v2/projects/p/locations/us-x1-a/queuedResources/other", {})
-    assert run(cloud, "--name=single", "--delete")[0] == 0
-    assert not cloud.queue and not cloud.nodes
+    found = find(client(), "single")
+    assert (found.state, found.nodes, found.queued) == ("READY", ("single",), "other")
 
 
-SLEEPS = """#!/bin/bash
-echo "started: $*"
-if [[ -f "{done}" ]]; then exit 0; fi
-for _ in {{1..600}}; do sleep 0.1; done
-"""
-EMPTY = (8, 'There is no more capacity in the zone "us-x1-a"')
-BUSY = (
-    429,
-    {"error": {"code": 429, "status": "RESOURCE_EXHAUSTED", "message": "Too Many Requests"}},
-)
+BUSY = {"error": {"code": 429, "status": "RESOURCE_EXHAUSTED", "message": "Too Many Requests"}}
 
 
-def test_a_run_outlives_an_empty_zone_and_calls_that_fail_in_passing(cloud, tmp_path):
-    cloud.boots, python, done = True, tmp_path / "python", tmp_path / "done"
-    python.write_text(SLEEPS.format(done=done))
-    python.chmod(0o755)
-    cloud.environment = lambda worker: {"SHORTCUT_TPU_PYTHON": str(python)}
-    cloud.faults = [("GET .*/queuedResources/pod", *BUSY)]
-    log = tmp_path / "session.log"
-    arguments = [*POD, f"--workdir={tmp_path / 'run'}", "--poll_seconds=0.1"]
-    with tpu_pod(cloud, *arguments, log=log) as session:
-        pods.until(lambda: "started: " in log.read_text(), session, log)
-        assert not cloud.faults
-        cloud.faults = [("GET .*/nodes/pod", *BUSY)]
-        cloud.operation_error = EMPTY
-        done.touch()
-        cloud.preempt("pod")
-        pods.until(lambda: "trying again in 0.2 s" in log.read_text(), session, log)
-        cloud.operation_error = None
-        assert pods.ended(session, log) == 0
-    text = log.read_text()
-    said = f"pod: not yet: RESOURCE_EXHAUSTED: {EMPTY[1]}; trying again in 0.2 s\n"
-    assert said in text.partition("pod was preempted; deleting what is left\n")[2]
-    assert text.count("gcloud: RESOURCE_EXHAUSTED: Too Many Requests; trying again in 0.1 s\n") == 2
-    assert text.count("pod was preempted; deleting what is left") == 1
+def test_calls_that_fail_in_passing_are_made_again_and_others_are_understood(
+    cloud, client, tmp_path, capsys
+):
+    cloud.faults = [("GET .*/nodes/pod", 429, BUSY)]
+    assert client().node("pod") is None
+    assert not cloud.faults
+    assert capsys.readouterr().out == (
+        "gcloud: RESOURCE_EXHAUSTED: Too Many Requests; trying again in 0.01 s\n"
+    )
+    cloud.operation_error = (8, 'There is no more capacity in the zone "us-x1-a"')
+    script = tmp_path / "script"
+    script.touch()
+    with pytest.raises(GcloudError, match="There is no more capacity .* --queued") as error:
+        client().call(client().create_node("pod", "v5litepod-16", "v", script, spot=True))
+    assert error.value.kind is Kind.CAPACITY
 
 
-def test_gclouds_own_flags_are_handed_on(cloud, tmp_path):
-    cloud.boots = True
-    cloud.environment = lambda worker: {"SHORTCUT_TPU_PYTHON": shutil.which("true")}
-    workdir = f"--workdir={tmp_path / 'run'}"
-    create = "--internal-ips --network=n --labels='team=x,run=y' --reserved --version=other"
-    arguments = [*POD, workdir, "--poll_seconds=0.1", f"--create_flags={create}"]
-    status, output = run(cloud, *arguments, "--ssh_flags=--internal-ip")
-    assert status == 0, output
+def test_gclouds_own_flags_are_handed_on(cloud, client, tmp_path):
+    script = tmp_path / "script"
+    script.write_text("boot")
+    mine = [
+        "--internal-ips",
+        "--network=n",
+        "--labels=team=x,run=y",
+        "--reserved",
+        "--version=mine",
+    ]
+    ours = client(create_flags=mine)
+    ours.call(ours.create_node("pod", "v5litepod-16", "v", script, spot=False))
     (body,) = cloud.bodies
     assert body["networkConfig"]["network"].endswith("n")
     assert not body["networkConfig"].get("enableExternalIps")
     assert body["labels"] == {"team": "x", "run": "y"}
     assert body["schedulingConfig"]["reserved"]
-    assert body["runtimeVersion"] == "other"
-    assert "startup-script" in body["metadata"]
-    # The client's own refusals, before anything is made; and what the launcher says itself.
+    assert body["runtimeVersion"] == "mine"
+    assert body["metadata"] == {"startup-script": "boot"}
+    # The client's own refusal, before anything is made.
     cloud.requests.clear()
-    for flag, said in (
-        ("--ssh_flags=--tunnel-through-iap", "gcloud alpha compute tpus tpu-vm ssh --tunnel-th"),
-        ("--create_flags=--zone=z", "error: --zone is not yours to hand on: the launcher sets it"),
-        ("--create_flags=spot", "error: 'spot' is no flag of gcloud; write --NAME=VALUE"),
-        ("--create_flags='", "error: --create_flags: No closing quotation"),
-    ):
-        status, output = run(cloud, *POD, workdir, flag)
-        assert status == 1
-        assert said in last(output)
+    tunnel = ["--tunnel-through-iap"]
+    with pytest.raises(GcloudError, match="gcloud alpha compute tpus tpu-vm ssh --tunnel-through"):
+        client(ssh_flags=tunnel).refuse_wrong_ssh_flags("pod")
     assert not cloud.requests
-    more = ["--ssh_flags=--tunnel-through-iap", "--gcloud_track=alpha", "--dry_run", "--logs"]
-    status, output = run(cloud, "--name=pod", *more)
-    assert output.startswith("gcloud alpha compute tpus tpu-vm ssh pod --worker=0")
-    assert "--tunnel-through-iap" in output
+    client(ssh_flags=tunnel, track="alpha").refuse_wrong_ssh_flags("pod")
+    status, output = run(cloud, "--name=pod", f"--ssh_flags={tunnel[0]}", "--dry_run", "--logs")
+    assert status == 0
+    assert output.startswith("gcloud compute tpus tpu-vm ssh pod --worker=0")
+    assert tunnel[0] in output
 
 
 @pytest.mark.parametrize(

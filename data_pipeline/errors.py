@@ -11,7 +11,9 @@ Usage:
 
 from collections.abc import Callable
 import functools
+import os
 import sys
+import traceback
 from typing import ParamSpec, TypeVar
 
 from data_pipeline import outcome
@@ -61,6 +63,17 @@ def report_failure(error: Exception) -> bool:
     return True
 
 
+def has_peers() -> bool:
+    """Whether other processes run the same program."""
+    jax = sys.modules.get("jax")  # Slow to import, and who has not has none.
+    if not jax or not jax.distributed.is_initialized():
+        return False
+    try:
+        return jax.process_count() > 1
+    except RuntimeError:
+        return True  # It has no devices, so it cannot say.
+
+
 def _ends_in_a_line() -> tuple[type[Exception], ...]:
     tensorflow = sys.modules.get("tensorflow")
     if tensorflow is None:
@@ -78,7 +91,7 @@ def exit_on_user_error(main: Callable[P, R]) -> Callable[P, R]:
     Returns:
         A function that prints `error: MESSAGE` on stderr and exits with status 1 where `main`
         raises an error that has a line (`line_of`), and exits with status 130 on Ctrl-C. Other
-        exceptions pass through.
+        exceptions pass through, unless there are peers: then the process ends at once.
     """
 
     @functools.wraps(main)
@@ -86,7 +99,15 @@ def exit_on_user_error(main: Callable[P, R]) -> Callable[P, R]:
         try:
             return main(*args, **kwargs)
         except Exception as error:
-            if report_failure(error):
+            told = report_failure(error)
+            if has_peers():
+                # An orderly end would wait for the peers, and they wait for this process.
+                if not told:
+                    traceback.print_exception(error)
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(1)
+            if told:
                 sys.exit(1)
             raise
         except KeyboardInterrupt:

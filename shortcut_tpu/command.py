@@ -13,8 +13,6 @@ from collections.abc import Callable, Sequence
 import json
 import os
 from pathlib import Path
-import sys
-import traceback
 from typing import Any, TypeVar
 
 from absl import app, flags, logging
@@ -22,9 +20,8 @@ from ml_collections import ConfigDict, config_flags
 
 from configs import recipes
 from data_pipeline.command_line import parse_flags, required
-from data_pipeline.errors import UserError, exit_on_user_error, report_failure
+from data_pipeline.errors import UserError, exit_on_user_error
 from shortcut_tpu import config as config_lib
-from shortcut_tpu import distributed
 from shortcut_tpu.guidance import Guidance
 
 __all__ = [
@@ -57,23 +54,9 @@ def run(main: Callable[[], None], define_flags: Callable[[], None]) -> None:
             raise UserError(f"unexpected argument {arguments[1]!r}; flags look like --name=value")
         # Orbax and CLU tell the log everything they do; people have `observability.console`.
         logging.set_verbosity(logging.WARNING)
-        try:
-            main()
-        except Exception as error:
-            if distributed.has_peers():
-                # An orderly end would wait for the peers, and they wait for this process.
-                _end_at_once(error)
-            raise
+        main()
 
     app.run(exit_on_user_error(guarded), flags_parser=exit_on_user_error(_parse))
-
-
-def _end_at_once(error: Exception) -> None:
-    if not report_failure(error):
-        traceback.print_exception(error)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(1)
 
 
 def define_config() -> None:

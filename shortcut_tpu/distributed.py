@@ -14,7 +14,7 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-from data_pipeline.errors import UserError
+from data_pipeline.errors import UserError, has_peers
 from data_pipeline.hosts import NUM_PROCESSES, PROCESS_ID, join_cluster
 
 COORDINATOR = "SHORTCUT_TPU_COORDINATOR"
@@ -39,11 +39,6 @@ def initialize() -> None:
         )
     else:
         join_cluster()
-
-
-def has_peers() -> bool:
-    """Whether other processes run the same program."""
-    return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def end_now() -> None:

@@ -31,6 +31,16 @@ from shortcut_tpu import distributed
 distributed.initialize()
 print("place", jax.process_index(), jax.process_count())
 """
+_REFUSE = """
+import time
+from data_pipeline.errors import UserError, exit_on_user_error
+from data_pipeline.hosts import find_hosts
+def main():
+    if find_hosts().index == 1:
+        raise UserError("no")
+    time.sleep(600)
+exit_on_user_error(main)()
+"""
 _ENCODE = """
 from data_pipeline.hosts import find_hosts
 hosts = find_hosts()
@@ -67,6 +77,17 @@ def start(code: str, machine: Path | str, metadata_server: str, **more: str) -> 
     )
 
 
+def slurm_task(number: int, count: int) -> dict[str, str]:
+    """The environment of one of the tasks of `srun`."""
+    return {
+        "SLURM_JOB_ID": "7",
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": str(count),
+        "SLURM_PROCID": str(number),
+        "SLURM_LOCALID": str(number),
+    }
+
+
 def said(process: subprocess.Popen) -> str:
     try:
         output, errors = process.communicate(timeout=120)
@@ -93,6 +114,19 @@ def test_hosts_started_by_hand_find_each_other_by_the_metadata_server(tmp_path):
         assert [said(process) for process in processes] == ["place 0 2\n", "place 1 2\n"]
 
 
+def test_a_host_that_refuses_does_not_wait_for_the_others(tmp_path):
+    port, tasks = str(free_port()), [slurm_task(number, 2) for number in range(2)]
+    hosts = [start(_REFUSE, "", "", JAX_COORDINATOR_PORT=port, **task) for task in tasks]
+    try:
+        _, errors = hosts[1].communicate(timeout=60)
+        assert (hosts[1].returncode, errors) == (1, "error: no\n")
+        assert hosts[0].poll() is None
+    finally:
+        for host in hosts:
+            host.kill()
+            host.communicate()
+
+
 def test_a_metadata_server_that_is_not_there_is_said(tmp_path):
     code = """
 from data_pipeline.errors import exit_on_user_error
@@ -110,13 +144,7 @@ def test_a_machine_of_no_cluster_is_alone_and_the_tasks_of_slurm_are_not():
     alone = start(_ENCODE, "", "")
     port, processes = str(free_port()), []
     for number in range(2):
-        task = {
-            "SLURM_JOB_ID": "7",
-            "SLURM_STEP_NODELIST": "localhost",
-            "SLURM_NTASKS": "2",
-            "SLURM_PROCID": str(number),
-            "SLURM_LOCALID": str(number),
-        }
+        task = slurm_task(number, 2)
         processes.append(start(_TRAIN, "", "", JAX_COORDINATOR_PORT=port, **task))
     assert said(alone) == "place 0 1\n"
     assert [said(process) for process in processes] == ["place 0 2\n", "place 1 2\n"]

@@ -120,7 +120,7 @@ def _waiting() -> Iterator[None]:
     line = (
         "waiting for the other hosts of this pod: each of them has to run this command (on TPU "
         "VMs: gcloud compute tpus tpu-vm ssh NAME --worker=all --command=...) and to reach the "
-        "first one's port (JAX_COORDINATOR_PORT, where a firewall is between)"
+        "first one's port 8482, or that of JAX_COORDINATOR_PORT, through any firewall"
     )
     timer = threading.Timer(_PATIENCE_SECONDS, lambda: print(line, file=sys.stderr, flush=True))
     timer.daemon = True

@@ -178,5 +178,5 @@ def _words(stderr: str) -> str:
     if not isinstance(content, dict):
         return f"{content}"
     code = content.get("status") or _CODES.get(content.get("code", 0), "")
-    said = content.get("message") or words[:end]
-    return f"{code}: {said}" if code else f"{said}"
+    message = content.get("message") or words[:end]
+    return f"{code}: {message}" if code else f"{message}"

@@ -58,8 +58,6 @@ run() {{
   echo "$status" > "$root/status"
 }}
 export -f run
-# The port that Google's firewall rules for TPU VMs leave open among a pod's workers.
-export JAX_COORDINATOR_PORT="${{JAX_COORDINATOR_PORT:-8476}}"
 export python root PYTHONPATH="$code"
 # A session of its own: it outlives the shell that started it.
 setsid bash -c 'run "$@"' - {command} >> "$root/log" 2>&1 < /dev/null &

@@ -9,7 +9,24 @@ Usage, in a config file:
       return config
 """
 
+from collections.abc import Iterator
+
 from ml_collections import ConfigDict
+
+from configs.limits import (
+    Either,
+    Flag,
+    Key,
+    Limit,
+    Named,
+    OneOf,
+    PowerOfTwo,
+    Real,
+    Several,
+    Share,
+    Text,
+    Whole,
+)
 
 # DiT sizes (arXiv 2212.09748, Table 1); the patch size is a choice of its own.
 DIT_SIZES = {
@@ -18,6 +35,23 @@ DIT_SIZES = {
     "L": {"width": 1024, "depth": 24, "num_heads": 16},
     "XL": {"width": 1152, "depth": 28, "num_heads": 16},
 }
+
+
+# Decays of averages and moments, variances of a diffusion, and devices along an axis of the mesh.
+DECAY = Real(0, 1, below=True)
+BETA = Real(0, 1, above=True, below=True)
+AXIS = Either(OneOf(-1), Whole(1))
+GUIDANCE = Text(
+    r"(\d+:)?[\d.e+-]+(,(\d+:)?[\d.e+-]+)*", "STRENGTH or STEPS:STRENGTH, comma-separated"
+)
+# What can train, and what can be measured.
+OBJECTIVES = (
+    *("flow_matching", "diffusion", "shortcut", "consistency_training", "live_reflow"),
+    *("progressive_distillation", "consistency_distillation", "reflow", "get", "koopman"),
+    *("meanflow", "improved_meanflow", "alpha_flow", "split_meanflow", "improved_shortcut"),
+    "high_order",
+)
+PROTOCOLS = ("adm", "official", "jax-fid", "fd_efficientnet", "fd_pixel")
 
 
 def leave_out_guidance(config: ConfigDict) -> None:
@@ -37,193 +71,229 @@ def leave_out_guidance(config: ConfigDict) -> None:
 
 def get_config() -> ConfigDict:
     """The defaults: the paper's where it has one."""
+    return _defaults(_keys())
+
+
+def get_objectives() -> ConfigDict:
+    """The defaults of every objective's hyperparameters, under its name."""
+    return _defaults(_objectives())
+
+
+def get_limits() -> dict[str, Limit]:
+    """What each key may be, such as {"train.num_steps": Whole(1)}."""
+    return dict(_limits(_keys()))
+
+
+def _defaults(keys: ConfigDict) -> ConfigDict:
+    return ConfigDict(
+        {
+            name: _defaults(key) if isinstance(key, ConfigDict) else key.default
+            for name, key in keys.items()
+        }
+    )
+
+
+def _limits(keys: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Limit]]:
+    for name, key in keys.items():
+        if isinstance(key, ConfigDict):
+            yield from _limits(key, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", key.limit
+
+
+def _keys() -> ConfigDict:
+    """Every key of a config; a comment is about the keys below it, up to the next one."""
     config = ConfigDict()
 
     # Weights, data order, noise and times are functions of (seed, step, row) and nothing else.
-    config.seed = 0
+    config.seed = Key(0, Whole(0, 2**64 - 1))
     # Global batch: rows a step over all hosts together.
-    config.batch_size = 256
+    config.batch_size = Key(256, Whole(1))
 
     config.data = ConfigDict()
     # Folder of latent records, made by `python -m data_pipeline.encode_latents`; or gs://.
-    config.data.path = ""
+    config.data.path = Key("", Text())
     # Where each machine copies the records to when it starts, to read them fast. Empty: /dev/shm
     # for records in a bucket; others are read where they are.
-    config.data.stage = ""
+    config.data.stage = Key("", Text())
     # What encode_latents reads to make them, KIND:PATH; a rehearsal makes missing records from it.
-    config.data.source = ""
+    config.data.source = Key("", Text())
     # Its other flags, such as --image_size=256; the autoencoder is the config's.
-    config.data.source_flags = ()
+    config.data.source_flags = Key((), Several(Text()))
     # Folder of a teacher's noises and samples, made by `python -m shortcut_tpu.generate_pairs`, for
     # objectives that train on them. Distances are to the records of `path` all the same.
-    config.data.pairs = ""
+    config.data.pairs = Key("", Text())
     # Shape of a latent, [side, side, channels]; the records must agree.
-    config.data.image_size = 32
-    config.data.channels = 4
-    config.data.num_classes = 1000
+    config.data.image_size = Key(32, Whole(1))
+    config.data.channels = Key(4, Whole(1))
+    config.data.num_classes = Key(1000, Whole(0))
     # Of a policy's records: they hold chunks of so many actions of `channels` numbers each in place
     # of latents, and observations of so many numbers in place of labels; 0 for latents.
-    config.data.horizon = 0
-    config.data.observation_size = 0
+    config.data.horizon = Key(0, Whole(0))
+    config.data.observation_size = Key(0, Whole(0))
     # The simulated task that demonstrations are of and policies are rolled out in, a name of
     # data_pipeline/tasks; a rehearsal makes missing records from it. "" for latents.
-    config.data.task = ""
+    config.data.task = Key("", OneOf("", "pusht_toy"))
     # The autoencoder that made the latents and decodes samples, NAME or NAME:WEIGHTS.
-    config.data.autoencoder = "identity"
+    config.data.autoencoder = Key("identity", Text())
     # Threads that read batches ahead, and how many batches they keep ready.
-    config.data.num_threads = 2
-    config.data.prefetch = 8
+    config.data.num_threads = Key(2, Whole(1))
+    config.data.prefetch = Key(8, Whole(1))
     # Damaged records that each process may do without, a neighbour standing in; one more stops it.
-    config.data.max_corrupt = 0
+    config.data.max_corrupt = Key(0, Whole(0))
 
     config.model = ConfigDict()
     # dit for latents, policy for actions; the objectives get and koopman bring networks of their
     # own.
-    config.model.network = "dit"
-    config.model.update(DIT_SIZES["B"])
-    config.model.patch_size = 2
-    config.model.mlp_ratio = 4.0
+    config.model.network = Key("dit", OneOf("dit", "policy", "equilibrium", "koopman"))
+    # A multiple of num_heads and of 4; blocks; heads; the side of a patch, which divides the
+    # latent's; the width of the MLP over `width`. DIT_SIZES has the usual ones.
+    config.model.width = Key(DIT_SIZES["B"]["width"], Whole(4))
+    config.model.depth = Key(DIT_SIZES["B"]["depth"], Whole(1))
+    config.model.num_heads = Key(DIT_SIZES["B"]["num_heads"], Whole(1))
+    config.model.patch_size = Key(2, Whole(1))
+    config.model.mlp_ratio = Key(4.0, Real(0, above=True))
     # True: the official network's numerics (unscaled t and level in the embeddings, attention
     # logits over head_dim, Xavier modulation). False: t x 1000, level x 100, 1/sqrt(head_dim),
     # adaLN-Zero.
-    config.model.faithful = False
+    config.model.faithful = Key(False, Flag())
     # Compute dtype, bfloat16 or float32; parameters are float32 always.
-    config.model.dtype = "bfloat16"
+    config.model.dtype = Key("bfloat16", OneOf("bfloat16", "float32"))
     # What the backward pass recomputes: none, dots (what lies between matrix products, and the
     # weights of attention) or full. On an accelerator dots is faster than none, too: what it keeps
     # is a third, and memory is slower than products.
-    config.model.remat = "none"
+    config.model.remat = Key("none", OneOf("none", "dots", "full"))
     # How attention is computed: by xla; by pallas, TPU kernels (JAX's splash attention, and one of
     # our own for forward-mode derivatives) that keep no logits in memory; or auto, by pallas on a
     # TPU from 1024 tokens on, which is 512x512 pixels. Elsewhere pallas is for tests, and slow. No
     # TPU has run the kernels yet.
-    config.model.attention = "auto"
+    config.model.attention = Key("auto", OneOf("auto", "xla", "pallas"))
     # Layers compiled out of line in each turn of the scan over layers: more compile time, fewer
     # copies; it pays for shallow networks.
-    config.model.unroll = 1
+    config.model.unroll = Key(1, Whole(1))
     # A network that is no DiT has shapes of its own.
     config.model.equilibrium = ConfigDict()
     # Blocks that work on the noise once (they stand in for `depth`), blocks that are iterated, with
     # the same weights in each iteration, the width of their MLP over `width`, and how often.
-    config.model.equilibrium.injection_depth = 6
-    config.model.equilibrium.equilibrium_depth = 3
-    config.model.equilibrium.equilibrium_mlp_ratio = 8.0
-    config.model.equilibrium.iterations = 6
+    config.model.equilibrium.injection_depth = Key(6, Whole(1))
+    config.model.equilibrium.equilibrium_depth = Key(3, Whole(1))
+    config.model.equilibrium.equilibrium_mlp_ratio = Key(8.0, Real(0, above=True))
+    config.model.equilibrium.iterations = Key(6, Whole(1))
     config.model.koopman = ConfigDict()
     # Numbers that a patch is encoded into; the operator is a full matrix over those of all patches.
     # `depth` counts for each of the two encoders and the decoder.
-    config.model.koopman.code_channels = 8
+    config.model.koopman.code_channels = Key(8, Whole(1))
 
     config.objective = ConfigDict()
     # Which of the objectives below trains; each has its own keys, explained in its file.
-    config.objective.name = "shortcut"
+    config.objective.name = Key("shortcut", OneOf(*OBJECTIVES))
     # Whose published recipe of optimizer, averages, numerics and guidance lies below the config's
     # own choices, configs/recipes.py; by default its own. Empty: this config takes none.
-    config.objective.recipe = ""
-    config.objective.update(get_objectives())
+    config.objective.recipe = Key("", OneOf("", *OBJECTIVES))
+    config.objective.update(_objectives())
 
     config.teacher = ConfigDict()
     # The run whose weights an objective with a teacher starts from and distills.
-    config.teacher.workdir = ""
+    config.teacher.workdir = Key("", Text())
     # Its checkpoint, -1 for the newest, and which average of its weights.
-    config.teacher.step = -1
-    config.teacher.ema = "evaluation"
+    config.teacher.step = Key(-1, Whole(-1))
+    config.teacher.ema = Key("evaluation", Text())
 
     config.optimizer = ConfigDict()
     # adamw; or muon, which orthogonalises the updates of the blocks' matrices and leaves all other
     # parameters to adamw. The rate means about the same for both.
-    config.optimizer.name = "adamw"
+    config.optimizer.name = Key("adamw", OneOf("adamw", "muon"))
     # The rate warms up linearly, then stays constant, or decays to zero: constant, cosine, linear.
-    config.optimizer.learning_rate = 1e-4
-    config.optimizer.schedule = "constant"
-    config.optimizer.warmup_steps = 0
+    config.optimizer.learning_rate = Key(1e-4, Real(0, above=True))
+    config.optimizer.schedule = Key("constant", OneOf("constant", "cosine", "linear"))
+    config.optimizer.warmup_steps = Key(0, Whole(0))
     # Decays of Adam's moments.
-    config.optimizer.b1 = 0.9
-    config.optimizer.b2 = 0.999
+    config.optimizer.b1 = Key(0.9, DECAY)
+    config.optimizer.b2 = Key(0.999, DECAY)
     # Of muon's matrices.
-    config.optimizer.momentum = 0.95
+    config.optimizer.momentum = Key(0.95, DECAY)
     # float32 or bfloat16, in which the first moments are kept: half their memory.
-    config.optimizer.mu_dtype = "float32"
+    config.optimizer.mu_dtype = Key("float32", OneOf("float32", "bfloat16"))
     # Gradients whose norm over all parameters is larger are scaled down to it; 0 for never.
-    config.optimizer.clip_norm = 0.0
+    config.optimizer.clip_norm = Key(0.0, Real(0))
     # Decoupled, on all parameters.
-    config.optimizer.weight_decay = 0.1
+    config.optimizer.weight_decay = Key(0.1, Real(0))
 
     # Decay of each average of the weights, by name. Evaluation and sampling use "evaluation";
     # objectives name theirs.
-    config.emas = ConfigDict({"evaluation": 0.999, "target": 0.999})
+    config.emas = Key({"evaluation": 0.999, "target": 0.999}, Named(DECAY))
 
     config.mesh = ConfigDict()
     # Devices along each axis; -1 chooses, and of fsdp as many as can be. Rows of a batch are split
     # over data x fsdp in whole strides, weights over fsdp x tensor. Where a batch has fewer strides
     # than there are devices, those along `stride` share one: each trains its part of the rows, all
     # compute the targets. Where that is not enough, the rest go to tensor.
-    config.mesh.data = -1
-    config.mesh.fsdp = 1
-    config.mesh.stride = -1
-    config.mesh.tensor = -1
+    config.mesh.data = Key(-1, AXIS)
+    config.mesh.fsdp = Key(1, AXIS)
+    config.mesh.stride = Key(-1, AXIS)
+    config.mesh.tensor = Key(-1, AXIS)
     # When weights are gathered over fsdp: in each pass by "layer", for the least memory, or once a
     # "step" and for all passes, which moves less.
-    config.mesh.gather = "layer"
+    config.mesh.gather = Key("layer", OneOf("layer", "step"))
 
     config.train = ConfigDict()
-    config.train.num_steps = 400_000
+    config.train.num_steps = Key(400_000, Whole(1))
     # Steps between lines on the console and points in TensorBoard.
-    config.train.log_every_steps = 100
+    config.train.log_every_steps = Key(100, Whole(1))
     # Updates with a loss or gradient that is not finite are left out and counted; more than this
     # many in a row stop the run.
-    config.train.max_skipped = 10
+    config.train.max_skipped = Key(10, Whole(0))
     # A process that does not finish a step, a compilation or a batch of an evaluation in so many
     # seconds writes its stacks and ends, to be started again; 0 for never.
-    config.train.hang_seconds = 1800
+    config.train.hang_seconds = Key(1800, Real(0))
     # Folder, local or gs://, where compiled programs are kept, so that a restart need not compile
     # them again; "" for none. All hosts read it and the first one writes, so a pod shares one.
     # `preflight` with the same key writes the step into it; docs/runs.md says what that is worth.
-    config.train.compile_cache = ""
+    config.train.compile_cache = Key("", Text())
 
     config.checkpoint = ConfigDict()
     # Steps between saves, which go on beside training; the last step is saved too. 0 for never.
-    config.checkpoint.every_steps = 5_000
+    config.checkpoint.every_steps = Key(5_000, Whole(0))
     # The newest ones to keep.
-    config.checkpoint.keep = 3
+    config.checkpoint.keep = Key(3, Whole(1))
 
     config.evaluation = ConfigDict()
     # Steps between evaluations while training; 0 for never.
-    config.evaluation.every_steps = 50_000
+    config.evaluation.every_steps = Key(50_000, Whole(0))
     # Step counts to sample at.
-    config.evaluation.steps = (1, 4, 128)
-    config.evaluation.num_samples = 50_000
+    config.evaluation.steps = Key((1, 4, 128), Several(Whole(1), least=1))
+    config.evaluation.num_samples = Key(50_000, Whole(2))
     # Samples a program run, over all devices.
-    config.evaluation.batch_size = 256
+    config.evaluation.batch_size = Key(256, Whole(1))
     # What is measured, and how: adm, official or jax-fid (FID by Inception), fd_efficientnet, or
     # fd_pixel, the Frechet distance of decoded pixels; `shortcut_tpu/evaluation/protocols.py`.
-    config.evaluation.protocol = "fd_pixel"
+    config.evaluation.protocol = Key("fd_pixel", OneOf(*PROTOCOLS))
     # Its network's weights, NAME:FILE, such as inception:FILE; empty where a package carries them.
-    config.evaluation.features = ""
+    config.evaluation.features = Key("", Text())
     # Statistics of real images, an npz; empty for the run's own records, decoded.
-    config.evaluation.reference = ""
+    config.evaluation.reference = Key("", Text())
     # Classes of samples: balanced, random, or data, as often as the records have them; empty for
     # the protocol's.
-    config.evaluation.class_balance = ""
+    config.evaluation.class_balance = Key("", OneOf("", "balanced", "random", "data"))
     # Classifier-free guidance while sampling: a strength for all step counts, such as 1.5, or for
     # some, such as 128:1.5 or 2,128:1.5 for 1.5 at 128 steps and 2 at all others; 1 for none.
-    config.evaluation.guidance = "1"
+    config.evaluation.guidance = Key("1", Either(GUIDANCE, Real(0)))
     # The times in which samples are guided, start and end; 0 is noise and 1 is data.
-    config.evaluation.guidance_interval = (0.0, 1.0)
+    config.evaluation.guidance_interval = Key((0.0, 1.0), Several(Real(0, 1), 2, 2))
 
     config.comparison = ConfigDict()
     # `compare` trains each method for so many steps, its teacher's included; 0 for train.num_steps.
-    config.comparison.num_steps = 0
+    config.comparison.num_steps = Key(0, Whole(0))
     # Pairs that a teacher makes for the methods that train on them, and its steps for one.
-    config.comparison.num_pairs = 50_000
-    config.comparison.pair_steps = 32
+    config.comparison.num_pairs = Key(50_000, Whole(1))
+    config.comparison.pair_steps = Key(32, Whole(1))
     # The optimizer's peak rate for methods that do not learn at the config's: the name under which
     # a method's hyperparameters stand, and the rate.
-    config.comparison.learning_rates = ConfigDict()
+    config.comparison.learning_rates = Key({}, Named(Real(0, above=True)))
     return config
 
 
-def get_objectives() -> ConfigDict:
+def _objectives() -> ConfigDict:
     """Hyperparameters of every objective, under its name, with its paper's values.
 
     The same key means the same everywhere:
@@ -241,141 +311,145 @@ def get_objectives() -> ConfigDict:
     """
     return ConfigDict(
         {
-            "flow_matching": {"finest_steps": 128, "label_dropout": 0.1, "sigma_min": 1e-5},
+            "flow_matching": {
+                "finest_steps": Key(128, PowerOfTwo()),
+                "label_dropout": Key(0.1, Real(0, 1)),
+                "sigma_min": Key(1e-5, Real(0, 1, below=True)),
+            },
             "diffusion": {
                 # Linear betas over so many steps.
-                "diffusion_steps": 1000,
-                "beta_first": 1e-4,
-                "beta_last": 0.02,
-                "label_dropout": 0.1,
+                "diffusion_steps": Key(1000, Whole(1)),
+                "beta_first": Key(1e-4, BETA),
+                "beta_last": Key(0.02, BETA),
+                "label_dropout": Key(0.1, Real(0, 1)),
             },
             "shortcut": {
-                "finest_steps": 128,
+                "finest_steps": Key(128, PowerOfTwo()),
                 # Paper 1/4, official code 1/8.
-                "bootstrap_share": 0.25,
+                "bootstrap_share": Key(0.25, Share()),
                 # Rows left over after an equal deal to the levels: "rotate" through the levels by
                 # step, or all to the "coarsest" as in the official code.
-                "level_remainder": "rotate",
-                "clip": 4.0,
+                "level_remainder": Key("rotate", OneOf("rotate", "coarsest")),
+                "clip": Key(4.0, Real(0)),
                 # In the target of the finest bootstrap level only.
-                "guidance": 1.0,
+                "guidance": Key(1.0, Real(0)),
                 # On flow rows only.
-                "label_dropout": 0.1,
-                "target_ema": "target",
-                "sigma_min": 1e-5,
+                "label_dropout": Key(0.1, Real(0, 1)),
+                "target_ema": Key("target", Text()),
+                "sigma_min": Key(1e-5, Real(0, 1, below=True)),
             },
             "consistency_training": {
-                "finest_steps": 128,
-                "target_ema": "target",
-                "sigma_min": 1e-5,
+                "finest_steps": Key(128, PowerOfTwo()),
+                "target_ema": Key("target", Text()),
+                "sigma_min": Key(1e-5, Real(0, 1, below=True)),
             },
             "live_reflow": {
-                "finest_steps": 128,
-                "reflow_share": 0.125,
+                "finest_steps": Key(128, PowerOfTwo()),
+                "reflow_share": Key(0.125, Share()),
                 # Euler steps that make a pair of noise and sample.
-                "teacher_steps": 8,
+                "teacher_steps": Key(8, Whole(1)),
                 # While pairs are made.
-                "guidance": 1.0,
+                "guidance": Key(1.0, Real(0)),
                 # On flow rows only.
-                "label_dropout": 0.1,
-                "sigma_min": 1e-5,
+                "label_dropout": Key(0.1, Real(0, 1)),
+                "sigma_min": Key(1e-5, Real(0, 1, below=True)),
             },
             "progressive_distillation": {
-                "finest_steps": 128,
-                "clip": 4.0,
+                "finest_steps": Key(128, PowerOfTwo()),
+                "clip": Key(4.0, Real(0)),
                 # Of the teacher, in the first stage only.
-                "guidance": 1.0,
-                "target_ema": "target",
-                "sigma_min": 1e-5,
+                "guidance": Key(1.0, Real(0)),
+                "target_ema": Key("target", Text(".+", "the name of an average")),
+                "sigma_min": Key(1e-5, Real(0, 1, below=True)),
             },
             "consistency_distillation": {
-                "finest_steps": 128,
-                "clip": 4.0,
-                "target_ema": "target",
-                "sigma_min": 1e-5,
+                "finest_steps": Key(128, PowerOfTwo()),
+                "clip": Key(4.0, Real(0)),
+                "target_ema": Key("target", Text()),
+                "sigma_min": Key(1e-5, Real(0, 1, below=True)),
             },
             "reflow": {},
             # Of the method `get`; a key of that name would hide a method of ConfigDict.
             "equilibrium": {
                 # The weight of an iterate in the loss over that of the next one.
-                "iterate_decay": 0.8,
+                "iterate_decay": Key(0.8, Real(0, 1, above=True)),
             },
             "koopman": {
                 # Standard deviation of what is added to the codes while training.
-                "latent_noise": 0.4,
+                "latent_noise": Key(0.4, Real(0)),
                 # Of the distance of codes, the reconstruction of data, and that from noise.
-                "latent_weight": 1.0,
-                "reconstruction_weight": 1.0,
-                "push_weight": 1.0,
+                "latent_weight": Key(1.0, Real(0)),
+                "reconstruction_weight": Key(1.0, Real(0)),
+                "push_weight": Key(1.0, Real(0)),
             },
             "meanflow": {
                 # Rows with an interval of positive length.
-                "interval_share": 0.25,
-                "time_mean": -0.4,
-                "time_std": 1.0,
-                "guidance": 1.0,
+                "interval_share": Key(0.25, Share()),
+                "time_mean": Key(-0.4, Real()),
+                "time_std": Key(1.0, Real(0, above=True)),
+                "guidance": Key(1.0, Real(0)),
                 # k of w v + (1-w-k) u_null + k u; the effective guidance is w / (1-k).
-                "guidance_mix": 0.0,
-                "label_dropout": 0.1,
-                "weight_epsilon": 0.01,
-                "weight_power": 1.0,
+                "guidance_mix": Key(0.0, Real(0, 1, below=True)),
+                "label_dropout": Key(0.1, Real(0, 1)),
+                "weight_epsilon": Key(0.01, Real(0, above=True)),
+                "weight_power": Key(1.0, Real(0)),
             },
             "improved_meanflow": {
-                "interval_share": 0.5,
-                "time_mean": -0.4,
-                "time_std": 1.0,
-                "max_guidance": 8.0,
-                "sample_guidance": 1.0,
-                "label_dropout": 0.1,
-                "weight_epsilon": 0.01,
-                "weight_power": 1.0,
+                "interval_share": Key(0.5, Share()),
+                "time_mean": Key(-0.4, Real()),
+                "time_std": Key(1.0, Real(0, above=True)),
+                "max_guidance": Key(8.0, Real(1)),
+                "sample_guidance": Key(1.0, Real(1)),
+                "label_dropout": Key(0.1, Real(0, 1)),
+                "weight_epsilon": Key(0.01, Real(0, above=True)),
+                "weight_power": Key(1.0, Real(0)),
             },
             "alpha_flow": {
-                "interval_share": 0.5,
-                "time_mean": -0.4,
-                "time_std": 1.0,
+                "interval_share": Key(0.5, Share()),
+                "time_mean": Key(-0.4, Real()),
+                "time_std": Key(1.0, Real(0, above=True)),
                 # Alpha falls from 1 to 0 between these shares of the training, in a sigmoid of this
                 # steepness; within `clamp` of an end it is that end.
-                "schedule_start": 0.0,
-                "schedule_end": 1.0,
-                "schedule_gamma": 25.0,
-                "clamp": 0.005,
-                "clip": 4.0,
-                "guidance": 1.0,
-                "guidance_mix": 0.0,
-                "label_dropout": 0.1,
-                "weight_epsilon": 1e-3,
+                "schedule_start": Key(0.0, Real(0, 1)),
+                "schedule_end": Key(1.0, Real(0, 1)),
+                "schedule_gamma": Key(25.0, Real(0, above=True)),
+                "clamp": Key(0.005, Real(0, 0.5, below=True)),
+                "clip": Key(4.0, Real(0)),
+                "guidance": Key(1.0, Real(0)),
+                "guidance_mix": Key(0.0, Real(0, 1, below=True)),
+                "label_dropout": Key(0.1, Real(0, 1)),
+                "weight_epsilon": Key(1e-3, Real(0, above=True)),
             },
             "split_meanflow": {
-                "interval_share": 0.5,
-                "time_mean": -0.4,
-                "time_std": 1.0,
-                "target_ema": "",
-                "label_dropout": 0.1,
+                "interval_share": Key(0.5, Share()),
+                "time_mean": Key(-0.4, Real()),
+                "time_std": Key(1.0, Real(0, above=True)),
+                "target_ema": Key("", Text()),
+                "label_dropout": Key(0.1, Real(0, 1)),
             },
             "improved_shortcut": {
-                "finest_steps": 128,
-                "bootstrap_share": 0.25,
-                "clip": 4.0,
-                "max_guidance": 8.0,
-                "sample_guidance": 1.0,
+                "finest_steps": Key(128, PowerOfTwo()),
+                "bootstrap_share": Key(0.25, Share()),
+                "clip": Key(4.0, Real(0)),
+                "max_guidance": Key(8.0, Real(1)),
+                "sample_guidance": Key(1.0, Real(1)),
                 # On flow rows only.
-                "label_dropout": 0.1,
-                "target_ema": "target",
-                "sigma_min": 1e-5,
+                "label_dropout": Key(0.1, Real(0, 1)),
+                "target_ema": Key("target", Text()),
+                "sigma_min": Key(1e-5, Real(0, 1, below=True)),
             },
             "high_order": {
-                "finest_steps": 128,
-                "bootstrap_share": 0.25,
+                "finest_steps": Key(128, PowerOfTwo()),
+                "bootstrap_share": Key(0.25, Share()),
                 # The path from noise to data, smoothstep or variance_preserving.
-                "curve": "smoothstep",
+                "curve": Key("smoothstep", OneOf("smoothstep", "variance_preserving")),
                 # Of the acceleration's error; at 1 equal relative errors of velocity and
                 # acceleration count the same.
-                "acceleration_weight": 1.0,
-                "clip": 4.0,
+                "acceleration_weight": Key(1.0, Real(0, above=True)),
+                "clip": Key(4.0, Real(0)),
                 # On flow rows only.
-                "label_dropout": 0.1,
-                "target_ema": "target",
+                "label_dropout": Key(0.1, Real(0, 1)),
+                "target_ema": Key("target", Text()),
             },
         }
     )

@@ -22,6 +22,7 @@ from configs import recipes
 from data_pipeline.command_line import parse_flags, required
 from data_pipeline.errors import UserError, exit_on_user_error
 from shortcut_tpu import config as config_lib
+from shortcut_tpu import schema
 from shortcut_tpu.guidance import Guidance
 
 __all__ = [
@@ -102,7 +103,11 @@ def guidance(evaluation: Any) -> Guidance:
 def _parse(arguments: Sequence[str]) -> list[str]:
     prepared = config_lib.prepare_arguments(arguments)
     with recipes.choosing(config_lib.taken_recipe(prepared)):
-        return parse_flags(prepared)
+        rest = parse_flags(prepared)
+    given = flags.FLAGS.get_flag_value("config", None)
+    if given is not None:
+        schema.check(given)
+    return rest
 
 
 def config() -> Any:
@@ -120,7 +125,7 @@ def config_for(method: str) -> ConfigDict:
     """The parsed --config as another method has it, with that one's recipe if it takes recipes.
 
     Raises:
-      UserError: as `config`.
+      UserError: as `config`, or the overrides do not go with that recipe.
     """
     given = config()
     flag: Any = flags.FLAGS["config"]
@@ -130,6 +135,7 @@ def config_for(method: str) -> ConfigDict:
     found = config_lib.load(flag.config_filename, method)
     with found.unlocked():
         found.update_from_flattened_dict(overrides)
+    schema.check(found)
     return found
 
 

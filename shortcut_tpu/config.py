@@ -9,11 +9,13 @@ Usage:
   config = restore(workdir)
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 import difflib
+import functools
 import importlib.util
 import json
 from pathlib import Path
+import reprlib
 from typing import Any
 
 from etils import epath
@@ -21,19 +23,21 @@ from ml_collections import ConfigDict
 
 import configs
 from configs import common, recipes
+from configs.limits import Limit, Named
 from data_pipeline.errors import UserError
 from data_pipeline.whole_files import write_text
 
 CONFIG_FILE = "config.json"
+_LIMITS = common.get_limits()
 # Groups whose keys are names that a config chooses.
-_OPEN = ("emas", "learning_rates")
+_OPEN = tuple(f"{key}." for key, limit in _LIMITS.items() if isinstance(limit, Named))
 _CONFIG_FOLDER = Path(configs.__file__).parent
 
 
 def names() -> list[str]:
     """The configs that have a name."""
     files = (path.stem for path in _CONFIG_FOLDER.glob("*.py"))
-    return sorted(name for name in files if name not in ("__init__", "common", "recipes"))
+    return sorted(name for name in files if name not in ("__init__", "common", "limits", "recipes"))
 
 
 def resolve(name_or_path: str) -> Path:
@@ -154,12 +158,15 @@ def _check_key(config: ConfigDict, key: str) -> None:
         return
     if any(leaf.startswith(f"{key}.") for leaf in known):
         raise UserError(f"--config.{key} is a group of keys, not a value")
+    raise UserError(f"--config.{key}: no such key{_hint(known, key)}")
+
+
+def _hint(known: Iterable[str], key: str) -> str:
     # The whole path first; for a key in the wrong group, its last part.
     near = difflib.get_close_matches(key, known, n=1) or [
         leaf for leaf in known if leaf.rpartition(".")[2] == key.rpartition(".")[2]
     ]
-    hint = f"; the nearest is --config.{near[0]}" if near else "; configs/common.py lists them all"
-    raise UserError(f"--config.{key}: no such key{hint}")
+    return f"; the nearest is --config.{near[0]}" if near else "; configs/common.py lists them all"
 
 
 def leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, object]]:
@@ -177,16 +184,52 @@ def from_recipe(config: ConfigDict) -> dict[str, bool]:
     return {key: here.get(key) == value for key, value in values.items()}
 
 
+def check_values(config: ConfigDict) -> None:
+    """Holds every key against what configs/common.py says beside it.
+
+    Raises:
+      UserError: the config lacks a key, or a value is none of those that its key may have.
+    """
+    for key, limit in _LIMITS.items():
+        try:
+            value = functools.reduce(lambda group, name: group[name], key.split("."), config)
+        except (KeyError, TypeError, AttributeError):
+            raise UserError(f"{key}: the config lacks it; it may be {limit}") from None
+        if isinstance(limit, Named) and isinstance(value, ConfigDict):
+            for name, one in value.items():
+                _require(f"{key}.{name}", one, limit.each)
+        else:
+            _require(key, value, limit)
+
+
+def check_keys(config: ConfigDict) -> None:
+    """Refuses a config with a key that configs/common.py does not have.
+
+    Raises:
+      UserError: the message names the nearest one that there is.
+    """
+    for key, _ in leaves(config):
+        if key not in _LIMITS and not key.startswith(_OPEN):
+            raise UserError(f"{key}: no such key{_hint(_LIMITS, key)}")
+
+
+def _require(key: str, value: Any, limit: Limit) -> None:
+    if not limit.admits(value):
+        raise UserError(f"{key}={reprlib.repr(value)}: it may be {limit}")
+
+
 def completed(saved: dict[str, Any]) -> ConfigDict:
     """A config that was read from JSON; keys that an earlier release did not have get defaults."""
     return ConfigDict(_filled(saved, common.get_config().to_dict()))
 
 
-def _filled(saved: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+def _filled(saved: dict[str, Any], defaults: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     missing = {key: value for key, value in defaults.items() if key not in saved}
     return missing | {
-        key: _filled(value, defaults[key])
-        if isinstance(value, dict) and isinstance(defaults.get(key), dict) and key not in _OPEN
+        key: _filled(value, defaults[key], f"{prefix}{key}.")
+        if isinstance(value, dict)
+        and isinstance(defaults.get(key), dict)
+        and f"{prefix}{key}." not in _OPEN
         else value
         for key, value in saved.items()
     }
@@ -219,15 +262,17 @@ def restore(workdir: epath.PathLike) -> ConfigDict:
     """The config that `save` wrote.
 
     Raises:
-      UserError: the folder is not a workdir.
+      UserError: the folder is not a workdir, or its config is none.
     """
     path = epath.Path(workdir) / CONFIG_FILE
     try:
         content = json.loads(path.read_text())
         if not isinstance(content, dict):
             raise ValueError(f"it holds {type(content).__name__} in place of keys")
-        return completed(content).lock()
+        config = completed(content).lock()
+        check_values(config)
+        return config
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; is {workdir} the --workdir of a run?") from None
-    except ValueError as error:
+    except (ValueError, UserError) as error:
         raise UserError(f"{path}: not a config: {error}") from None

@@ -3,8 +3,8 @@
   python -m shortcut_tpu.config_reference
   python -m shortcut_tpu.config_reference --config=digits > digits.md
 
-The meanings are the comments of configs/common.py; the values are the defaults, or those of
---config with its overrides.
+The meanings are the comments of configs/common.py, and what a key may be stands there beside it;
+the values are the defaults, or those of --config with its overrides.
 """
 
 import ast
@@ -19,6 +19,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from configs import common
+from configs.limits import Limit, Named
 from shortcut_tpu import command
 from shortcut_tpu.config import from_recipe, leaves
 
@@ -27,28 +28,38 @@ _OBJECTIVE = "objective."
 
 def reference(config: ConfigDict) -> str:
     """The reference of a config that started from `common.get_config`."""
-    values = dict(leaves(config))
+    values, limits = dict(leaves(config)), common.get_limits()
     published = from_recipe(config)
     marks = {key: f" of {config.objective.recipe}" for key, same in published.items() if same}
     groups: dict[str, list[str]] = {}
     for keys, meaning in meanings().items():
-        names = [key for key in keys if key in values]
+        names = [name for key in keys for name in values if _known(name, limits) == key]
         if not names:
             continue
         group = names[0].rpartition(".")[0]
-        cells = (
-            ", ".join(f"`{name.rpartition('.')[2]}`" for name in names),
-            ", ".join(f"`{values[name]!r}`{marks.get(name, '')}" for name in names),
-            meaning.replace("|", "\\|"),
-        )
-        groups.setdefault(group, []).append(f"| {' | '.join(cells)} |")
+        for name in names:
+            limit = limits[_known(name, limits)]
+            cells = (
+                f"`{name.rpartition('.')[2]}`",
+                f"`{values[name]!r}`{marks.get(name, '')}",
+                str(limit.each if isinstance(limit, Named) else limit),
+                # Of keys that share a meaning the first one has it.
+                meaning.replace("|", "\\|") if name == names[0] else "as above",
+            )
+            groups.setdefault(group, []).append(f"| {' | '.join(cells)} |")
     lines = ["# Keys of a config", "", "`--config.KEY=VALUE` overrides a key."]
     if marks:
         lines[-1] += f" Values{marks[next(iter(marks))]} are of its published recipe."
     for group, rows in groups.items():
         title = f"`{group}`" if group else "The run"
-        lines += ["", f"## {title}", "", "| key | value | meaning |", "|---|---|---|", *rows]
+        lines += ["", f"## {title}", "", "| key | value | may be | meaning |", "|---|---|---|---|"]
+        lines += rows
     return "\n".join(lines) + "\n"
+
+
+def _known(name: str, limits: Mapping[str, Limit]) -> str:
+    """The key that configs/common.py has; of a name that a config chose, its group."""
+    return name if name in limits else name.rpartition(".")[0]
 
 
 def meanings() -> dict[tuple[str, ...], str]:
@@ -56,34 +67,26 @@ def meanings() -> dict[tuple[str, ...], str]:
     source = inspect.getsource(common)
     lines = source.splitlines()
     functions: dict[str, ast.FunctionDef] = {}
-    sizes = ""
     for node in ast.parse(source).body:
         if isinstance(node, ast.FunctionDef):
             functions[node.name] = node
-        elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "DIT_SIZES":
-            sizes = _comment_above(lines, node.lineno)
     found: list[tuple[list[str], str]] = []
-    for node in functions["get_config"].body:
-        comment = _comment_above(lines, node.lineno)
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Attribute):
-            path = ast.unparse(node.targets[0]).removeprefix("config.")
-            value = node.value
-            is_group = isinstance(value, ast.Call) and not value.args
-            if is_group:
+    for node in functions["_keys"].body:
+        match node:
+            case ast.Assign(
+                targets=[ast.Attribute() as target],
+                value=ast.Call(func=ast.Name(id="Key")),
+            ):
+                path = ast.unparse(target).removeprefix("config.")
+            case _:
                 continue
-            keys = [path]
-            if isinstance(value, ast.Call):  # A group that is given whole.
-                keys = [f"{path}.{key}" for key in ast.literal_eval(value.args[0])]
-        elif "DIT_SIZES" in ast.unparse(node):
-            keys, comment = [f"model.{key}" for key in common.DIT_SIZES["B"]], sizes
-        else:
-            continue
+        keys, comment = [path], _comment_above(lines, node.lineno)
         # Keys below one another share the comment above the first.
         if comment or not found:
             found.append((keys, comment))
         else:
             found[-1][0].extend(keys)
-    found += _objectives(functions["get_objectives"], lines)
+    found += _objectives(functions["_objectives"], lines)
     return {tuple(keys): comment for keys, comment in found}
 
 

@@ -23,11 +23,12 @@ from data_pipeline.errors import UserError
 from shortcut_tpu import partitioning
 from shortcut_tpu.command import checked
 from shortcut_tpu.flops import count_flops
-from shortcut_tpu.models import Model, data_keys, make_model
+from shortcut_tpu.models import Model
 from shortcut_tpu.models.placement import placed
 from shortcut_tpu.objectives import Objective, make_objective
 from shortcut_tpu.objectives.base import TEACHER
-from shortcut_tpu.optimizers import make_optimizer, make_schedule
+from shortcut_tpu.optimizers import make_schedule
+from shortcut_tpu.parts import make_parts
 from shortcut_tpu.train_state import TrainState, ema_distances
 from shortcut_tpu.train_step import make_train_step
 
@@ -92,34 +93,21 @@ class Experiment:
         Raises:
           UserError: a value of the config is out of range, or the batch does not fit the mesh.
         """
-        objective = checked(make_objective, config.objective.to_dict())
-        for name in (*objective.ema_names, "evaluation"):
-            if name not in config.emas:
-                raise UserError(f"the run needs an average of the weights named emas.{name}")
-        network = objective.network or config.model.network
-        model = checked(
-            make_model,
-            network,
-            config.model.to_dict(),
-            **{key: config.data[key] for key in checked(data_keys, network)},
-            conditions=objective.conditions,
-            heads=objective.heads,
-            smooth_times=objective.smooth_times,
-        )
+        parts = make_parts(config)
         shape = partitioning.choose_shape(
             config.mesh,
             len(devices),
             batch_size=config.batch_size,
-            row_stride=objective.row_stride,
+            row_stride=parts.objective.row_stride,
             num_heads=config.model.num_heads,
             width=config.model.width,
             slices=partitioning.count_slices(devices),
         )
         return cls(
             config=config,
-            model=model,
-            objective=objective,
-            optimizer=checked(make_optimizer, config),
+            model=parts.network(parts.network_config),
+            objective=parts.objective,
+            optimizer=parts.optimizer,
             mesh=partitioning.make_mesh(shape, devices),
             latent_scale=latent_scale,
         )

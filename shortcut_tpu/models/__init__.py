@@ -32,8 +32,8 @@ def data_keys(name: str) -> tuple[str, ...]:
     return NETWORKS[name].data_keys
 
 
-def make_model(name: str, options: Mapping[str, Any], **shapes: Any) -> Model:
-    """The network of that name.
+def configure(name: str, options: Mapping[str, Any], **shapes: Any) -> Any:
+    """The `Config` of the network of that name.
 
     Args:
       name: a key of `NETWORKS`.
@@ -45,8 +45,7 @@ def make_model(name: str, options: Mapping[str, Any], **shapes: Any) -> Model:
     """
     unshared = {"network", *NETWORKS}
     common = {key: value for key, value in options.items() if key not in unshared}
-    network = NETWORKS[name]
-    return network(network.Config(**common, **options.get(name, {}), **shapes))
+    return NETWORKS[name].Config(**common, **options.get(name, {}), **shapes)
 
 
-__all__ = ["NETWORKS", "DiT", "DiTConfig", "Model", "Params", "data_keys", "make_model"]
+__all__ = ["NETWORKS", "DiT", "DiTConfig", "Model", "Params", "configure", "data_keys"]

@@ -53,9 +53,12 @@ class AlphaFlow(base.Objective):
     weight_epsilon: float = 1e-3
 
     def __post_init__(self) -> None:
-        base.require_unit_fraction("interval_share", self.interval_share)
-        if not self.schedule_start < self.schedule_end:
-            raise ValueError("alpha_flow: schedule_start must be below schedule_end")
+        super().__post_init__()
+        self.require(
+            "schedule_start",
+            self.schedule_start < self.schedule_end,
+            f"below schedule_end={self.schedule_end}",
+        )
 
     @property
     def row_stride(self) -> int:

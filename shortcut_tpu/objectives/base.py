@@ -17,11 +17,14 @@ from typing import Any, ClassVar, Protocol
 import jax
 import jax.numpy as jnp
 
+from configs.common import get_limits
 from shortcut_tpu import samplers
 from shortcut_tpu.samplers import ConditionedFn
 
 Params = Any
 Metrics = dict[str, jax.Array]
+
+_LIMITS = get_limits()
 
 # A teacher is an average of weights that does not move.
 TEACHER = "teacher"
@@ -113,6 +116,19 @@ class Objective(abc.ABC):
 
     def __init_subclass__(cls) -> None:
         cls.group = cls.__dict__.get("group") or cls.name
+
+    def __post_init__(self) -> None:
+        """Raises a ValueError for what configs/common.py does not admit."""
+        for field in dataclasses.fields(self):
+            limit = _LIMITS.get(f"objective.{self.group}.{field.name}")
+            if limit is not None:
+                self.require(field.name, limit.admits(getattr(self, field.name)), str(limit))
+
+    def require(self, name: str, admitted: bool, limit: str) -> None:
+        """Raises a ValueError unless a hyperparameter has a value that it may have."""
+        if not admitted:
+            value = getattr(self, name)
+            raise ValueError(f"objective.{self.group}.{name}={value!r}: it may be {limit}")
 
     @property
     def row_stride(self) -> int:
@@ -228,23 +244,3 @@ def sum_square(error: jax.Array) -> jax.Array:
 def stage(step: jax.Array, num_steps: int, num_stages: int) -> jax.Array:
     """0 .. num_stages - 1, float32: which of equal stages of a training a step belongs to."""
     return jnp.minimum(jnp.floor(step * num_stages / num_steps), num_stages - 1)
-
-
-def require_power_of_two(finest_steps: int) -> None:
-    """Raises a ValueError unless the finest step count can be halved down to 1."""
-    if finest_steps < 2 or finest_steps & (finest_steps - 1):
-        raise ValueError(f"finest_steps={finest_steps} is not a power of two above 1")
-
-
-def require_unit_fraction(name: str, share: float) -> None:
-    """Raises a ValueError unless every n-th row of a batch makes up this share of it."""
-    if not 0 < share <= 1 or abs(1 / share % 1) > 1e-6:
-        raise ValueError(f"{name}={share} is not a unit fraction 1, 1/2, 1/3, ...")
-
-
-def require_guidance(sample_guidance: float, max_guidance: float) -> None:
-    """Raises a ValueError where samples would be conditioned on an untrained guidance."""
-    if not 1 <= sample_guidance <= max_guidance:
-        raise ValueError(
-            f"sample_guidance={sample_guidance} is not between 1 and max_guidance={max_guidance}"
-        )

@@ -34,9 +34,6 @@ class ConsistencyTraining(base.Objective):
     target_ema: str = "target"
     sigma_min: float = 1e-5
 
-    def __post_init__(self) -> None:
-        base.require_power_of_two(self.finest_steps)
-
     @property
     def ema_names(self) -> tuple[str, ...]:
         return (self.target_ema,) if self.target_ema else ()

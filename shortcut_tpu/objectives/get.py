@@ -33,10 +33,6 @@ class GenerativeEquilibrium(base.Objective):
 
     iterate_decay: float = 0.8
 
-    def __post_init__(self) -> None:
-        if not 0 < self.iterate_decay <= 1:
-            raise ValueError(f"get.iterate_decay={self.iterate_decay} is not in (0, 1]")
-
     def loss(self, inputs: base.Inputs) -> tuple[jax.Array, base.Metrics]:
         x0, x1 = base.noises(inputs), inputs.x1
         zero, one = jnp.zeros(len(x1)), jnp.ones(len(x1))

@@ -58,14 +58,6 @@ class HighOrder(base.Objective):
     label_dropout: float = 0.1
     target_ema: str = "target"
 
-    def __post_init__(self) -> None:
-        base.require_power_of_two(self.finest_steps)
-        base.require_unit_fraction("bootstrap_share", self.bootstrap_share)
-        if self.curve not in ("smoothstep", "variance_preserving"):
-            raise ValueError(f"high_order.curve={self.curve!r}: smoothstep or variance_preserving")
-        if self.acceleration_weight <= 0:
-            raise ValueError("high_order.acceleration_weight must be above 0, or u2 learns nothing")
-
     @property
     def row_stride(self) -> int:
         return round(1 / self.bootstrap_share)

@@ -49,8 +49,12 @@ class ImprovedMeanFlow(base.Objective):
     weight_power: float = 1.0
 
     def __post_init__(self) -> None:
-        base.require_unit_fraction("interval_share", self.interval_share)
-        base.require_guidance(self.sample_guidance, self.max_guidance)
+        super().__post_init__()
+        self.require(
+            "sample_guidance",
+            self.sample_guidance <= self.max_guidance,
+            f"at most max_guidance={self.max_guidance}",
+        )
 
     @property
     def row_stride(self) -> int:

@@ -54,9 +54,12 @@ class ImprovedShortcut(base.Objective):
     sigma_min: float = 1e-5
 
     def __post_init__(self) -> None:
-        base.require_power_of_two(self.finest_steps)
-        base.require_unit_fraction("bootstrap_share", self.bootstrap_share)
-        base.require_guidance(self.sample_guidance, self.max_guidance)
+        super().__post_init__()
+        self.require(
+            "sample_guidance",
+            self.sample_guidance <= self.max_guidance,
+            f"at most max_guidance={self.max_guidance}",
+        )
 
     @property
     def row_stride(self) -> int:

@@ -41,7 +41,12 @@ class LiveReflow(base.Objective):
     sigma_min: float = 1e-5
 
     def __post_init__(self) -> None:
-        base.require_unit_fraction("reflow_share", self.reflow_share)
+        super().__post_init__()
+        self.require(
+            "teacher_steps",
+            self.teacher_steps <= self.finest_steps,
+            f"at most finest_steps={self.finest_steps}",
+        )
 
     @property
     def row_stride(self) -> int:

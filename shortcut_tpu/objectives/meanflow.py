@@ -43,9 +43,6 @@ class MeanFlow(base.Objective):
     weight_epsilon: float = 0.01
     weight_power: float = 1.0
 
-    def __post_init__(self) -> None:
-        base.require_unit_fraction("interval_share", self.interval_share)
-
     @property
     def row_stride(self) -> int:
         return round(1 / self.interval_share)

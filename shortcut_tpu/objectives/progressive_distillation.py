@@ -39,11 +39,6 @@ class ProgressiveDistillation(base.Objective):
     target_ema: str = "target"
     sigma_min: float = 1e-5
 
-    def __post_init__(self) -> None:
-        base.require_power_of_two(self.finest_steps)
-        if not self.target_ema:
-            raise ValueError("progressive_distillation.target_ema must name an average")
-
     @property
     def ema_names(self) -> tuple[str, ...]:
         return (self.target_ema,)

@@ -50,12 +50,6 @@ class Shortcut(base.Objective):
     target_ema: str = "target"
     sigma_min: float = 1e-5
 
-    def __post_init__(self) -> None:
-        base.require_power_of_two(self.finest_steps)
-        base.require_unit_fraction("bootstrap_share", self.bootstrap_share)
-        if self.level_remainder not in ("coarsest", "rotate"):
-            raise ValueError(f"level_remainder={self.level_remainder!r}: coarsest or rotate")
-
     @property
     def row_stride(self) -> int:
         return round(1 / self.bootstrap_share)

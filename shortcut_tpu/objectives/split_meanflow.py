@@ -37,9 +37,6 @@ class SplitMeanFlow(base.Objective):
     target_ema: str = ""
     label_dropout: float = 0.1
 
-    def __post_init__(self) -> None:
-        base.require_unit_fraction("interval_share", self.interval_share)
-
     @property
     def row_stride(self) -> int:
         return round(1 / self.interval_share)

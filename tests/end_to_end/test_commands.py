@@ -22,6 +22,7 @@ TINY = (
     "--config.model.num_heads=2",
     "--config.model.unroll=1",
     "--config.train.num_steps=20",
+    "--config.optimizer.warmup_steps=5",
     "--config.train.log_every_steps=10",
     "--config.evaluation.steps=(1,2)",
     "--config.evaluation.num_samples=100",

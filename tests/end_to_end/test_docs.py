@@ -79,6 +79,7 @@ SMALL = (
     "--config.model.num_heads=2",
     "--config.model.unroll=1",
     "--config.train.num_steps=2",
+    "--config.optimizer.warmup_steps=1",
     "--config.evaluation.steps=(1,)",
     "--config.evaluation.num_samples=20",
     "--config.evaluation.batch_size=20",

@@ -25,6 +25,7 @@ OVERRIDES = (
     "--config.model.num_heads=2",
     "--config.model.unroll=1",
     "--config.train.num_steps=200",
+    "--config.optimizer.warmup_steps=100",
     "--config.train.log_every_steps=20",
     "--config.checkpoint.every_steps=40",
     "--config.evaluation.every_steps=0",

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from shortcut_tpu.models import make_model
+from shortcut_tpu.models import NETWORKS, configure
 from shortcut_tpu.objectives import OBJECTIVES, Inputs, Objective
 from shortcut_tpu.objectives.base import along_rows
 from shortcut_tpu.train_state import update_emas
@@ -100,7 +100,7 @@ class Affine:
 def network_of(objective: Objective) -> Any:
     if not objective.network:
         return Affine(objective.heads)
-    return make_model(objective.network, OPTIONS, **SHAPES)
+    return NETWORKS[objective.network](configure(objective.network, OPTIONS, **SHAPES))
 
 
 @functools.cache

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from shortcut_tpu.models import Model, make_model
+from shortcut_tpu.models import NETWORKS, Model, configure
 from shortcut_tpu.models.embeddings import sincos_2d
 
 WIDTH, HEADS, PATCH = 8, 2, 2
@@ -32,7 +32,7 @@ def _float64() -> Iterator[None]:
 
 def made(name: str) -> tuple[Model, Any, np.ndarray, np.ndarray]:
     """A network, noise for its weights, and four images [4, 4, 4, 1] with labels."""
-    model = make_model(name, OPTIONS, image_size=4, channels=1, num_classes=5)
+    model = NETWORKS[name](configure(name, OPTIONS, image_size=4, channels=1, num_classes=5))
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     params = jax.tree.map(lambda a: rng.normal(0, 0.3, a.shape).astype(np.float32), shapes)

@@ -18,7 +18,7 @@ from shortcut_tpu.evaluation.generator import make_generator
 from shortcut_tpu.evaluation.rollouts import FIRST_EPISODE, Rollouts
 from shortcut_tpu.experiment import Experiment
 from shortcut_tpu.loading import load_run
-from shortcut_tpu.models import make_model
+from shortcut_tpu.models import NETWORKS, configure
 from shortcut_tpu.objectives import OBJECTIVES, Inputs, base
 from shortcut_tpu.rollout import table
 from shortcut_tpu.train import check_data, train
@@ -112,7 +112,7 @@ def make_policy(**changes):
         "network": "policy",
     }
     shapes = {"horizon": HORIZON, "channels": ACTION, "observation_size": OBSERVATION}
-    return make_model("policy", options, **(shapes | changes))
+    return NETWORKS["policy"](configure("policy", options, **(shapes | changes)))
 
 
 def test_the_network_sees_observation_time_step_size_and_the_order_of_actions():

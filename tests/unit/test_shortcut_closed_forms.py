@@ -271,8 +271,8 @@ def test_sampler_is_told_the_finer_of_two_trained_step_sizes():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"bootstrap_share": 0.3}, "bootstrap_share=0.3 is not a unit fraction"),
-        ({"finest_steps": 100}, "finest_steps=100 is not a power of two"),
+        ({"bootstrap_share": 0.3}, "bootstrap_share=0.3: it may be a unit fraction"),
+        ({"finest_steps": 100}, "finest_steps=100: it may be a power of two"),
         ({"level_remainder": "none"}, "level_remainder='none'"),
     ],
 )

@@ -172,7 +172,9 @@ def test_what_came_from_the_method_is_shown_and_saved(tmp_path: Path) -> None:
     config = parsed(
         "--config=imagenet256_b", "--config.objective.name=meanflow", "--config.optimizer.b1=0.8"
     )
-    assert "| `b1`, `b2` | `0.8`, `0.95` of meanflow |" in reference(config)
+    text = reference(config)
+    assert "| `b1` | `0.8` | a number" in text
+    assert "| `b2` | `0.95` of meanflow | a number" in text
     config_lib.save(config, tmp_path)
     saved = json.loads((tmp_path / "config.json").read_text())
     assert saved["objective"]["recipe"] == "meanflow"

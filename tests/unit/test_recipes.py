@@ -1,20 +1,28 @@
-"""Methods bring their papers' recipes, below what a user sets."""
+"""Methods bring their papers' recipes: which, below what a user sets, and that each starts so."""
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
 import warnings
 
 from absl import flags
+from etils import epath
+import jax
 from ml_collections import ConfigDict, config_flags
+import numpy as np
 import pytest
 
 from configs import recipes
+from data_pipeline.autoencoders import load_autoencoder
 from data_pipeline.errors import UserError
 from shortcut_tpu import config as config_lib
+from shortcut_tpu.checkpoints import Checkpoints
 from shortcut_tpu.config_reference import reference
+from shortcut_tpu.evaluation.generator import make_generator
+from shortcut_tpu.experiment import Experiment
 from shortcut_tpu.objectives import OBJECTIVES
-from shortcut_tpu.train import recipe
+from shortcut_tpu.train import recipe, train
 from shortcut_tpu.workdir import check_config
 
 # What the papers and their official code say of a run on ImageNet 256x256 at DiT-B/2.
@@ -183,3 +191,51 @@ def test_what_came_from_the_method_is_shown_and_saved(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"objective.recipe: 'meanflow' -> 'shortcut'.*b2: 0.95"):
         check_config(saved, parsed("--config=imagenet256_b"), allow_change=False)
     assert config_lib.from_recipe(config_lib.restore(tmp_path))["optimizer.b2"]
+
+
+@pytest.mark.parametrize("method", OBJECTIVES)
+def test_a_method_starts_on_the_imagenet_config(method: str) -> None:
+    """Its step and its samplers, traced on latents of the real shape by a narrow network.
+
+    test_objectives computes each, on the digits.
+    """
+    config = config_lib.load("imagenet256_b", method).copy_and_resolve_references()
+    with config.unlocked():
+        config.model.update(width=16, depth=1, num_heads=1)
+        config.model.equilibrium.update(injection_depth=1, equilibrium_depth=1, iterations=2)
+        config.model.koopman.code_channels = 1
+        config.batch_size = 64
+    experiment = Experiment.from_config(config, jax.devices()[:1])
+    latent = (np.float16, experiment.latent_shape)
+    batch = experiment.abstract_batch({"mean": latent, "noise": latent, "label": (np.int32, ())})
+    state, metrics = jax.eval_shape(experiment.train_step, experiment.abstract_state, batch)
+    as_before = jax.tree.map(
+        lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), state, experiment.abstract_state
+    )
+    assert all(jax.tree.leaves(as_before))
+    assert "loss" in metrics
+    generator = make_generator(experiment, load_autoencoder("identity"))
+    rows = jax.ShapeDtypeStruct((2,), np.uint32), jax.ShapeDtypeStruct((2,), np.int32)
+    for num_steps in experiment.objective.step_counts((1, 128)):
+        sample = functools.partial(generator.latents, num_steps=num_steps)
+        assert jax.eval_shape(sample, state.emas["evaluation"], *rows).shape == (2, 32, 32, 4)
+
+
+def test_a_method_makes_its_first_step_save_and_evaluation(
+    digits_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MeanFlow on the ImageNet config, on records of the digits."""
+    monkeypatch.setattr(jax, "devices", lambda: jax.local_devices()[:1])
+    config = config_lib.load("imagenet256_b", "meanflow").copy_and_resolve_references()
+    with config.unlocked():
+        config.batch_size = 32
+        config.data.update(path=str(digits_path), image_size=8, channels=1, num_classes=10)
+        config.data.autoencoder = "identity"
+        config.model.update(width=8, depth=1, num_heads=1, patch_size=4)
+        config.train.num_steps = 1
+        config.evaluation.update(
+            every_steps=1, steps=(1,), num_samples=8, batch_size=8, protocol="fd_pixel"
+        )
+    train(config, epath.Path(tmp_path))
+    assert Checkpoints(epath.Path(tmp_path / "checkpoints"), 1, config).newest() == 1
+    assert json.loads((tmp_path / "evaluations" / "1.json").read_text())["fd_pixel"]["1"] > 0

@@ -39,6 +39,7 @@ from shortcut_tpu.evaluation.generator import make_generator
 from shortcut_tpu.evaluation.inputs import require_named
 from shortcut_tpu.experiment import Experiment
 from shortcut_tpu.flops import count_flops
+from shortcut_tpu.guidance import NO_GUIDANCE, Guidance
 from shortcut_tpu.loading import load_run
 from shortcut_tpu.models import NETWORKS
 from shortcut_tpu.objectives import OBJECTIVES
@@ -61,6 +62,7 @@ class Row:
         to flow matching.
       phases: trainings that follow each other.
       learning_rate: the optimizer's peak, of the training that is scored.
+      guidance: of its samples, by number of steps.
     """
 
     name: str
@@ -68,6 +70,7 @@ class Row:
     cost: float
     phases: int
     learning_rate: float
+    guidance: Guidance = NO_GUIDANCE
 
     @property
     def diverged(self) -> int:
@@ -93,6 +96,8 @@ class Row:
             "cost": self.cost,
             "phases": self.phases,
             "learning_rate": self.learning_rate,
+            "guidance": self.guidance.describe(self.distances),
+            "guidance_interval": list(self.guidance.interval),
             "seeds": len(self.runs),
             "diverged": self.diverged,
         }
@@ -310,7 +315,9 @@ def table(metric: str, steps: Sequence[int], rows: Sequence[Row]) -> list[str]:
                 continue
             mean, std = row.distances[n]
             cells.append(f"{mean:.3g} ± {std:.2g}" if spread else f"{mean:.3g}")
-        note = f"  {row.diverged} of {len(row.runs)} seeds diverged" if row.diverged else ""
+        guided = set(row.guidance.describe(row.distances).values()) - {1.0}
+        note = f"  guided {row.guidance}" if guided else ""
+        note += f"  {row.diverged} of {len(row.runs)} seeds diverged" if row.diverged else ""
         lines.append(
             f"{row.name:<{width}}"
             + "".join(f"{text:>{cell}}" for text in cells)
@@ -366,6 +373,7 @@ def main() -> None:
                 cost=plans[0].flops() / reference,
                 phases=len(plans[0].trainings),
                 learning_rate=plans[0].scored.config.optimizer.learning_rate,
+                guidance=Guidance.of(plans[0].scored.config.evaluation),
             )
         )
         say(*table(config.evaluation.protocol, steps, rows))

@@ -1,5 +1,6 @@
 """The comparison's arithmetic, its table, and its behaviour on methods that diverge or are done."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from shortcut_tpu import claims, compare
 from shortcut_tpu import config as config_lib
 from shortcut_tpu.experiment import Experiment
 from shortcut_tpu.flops import count_flops
+from shortcut_tpu.guidance import Guidance
 from shortcut_tpu.loading import initial_state, load_run
 
 
@@ -174,13 +176,17 @@ def test_table_and_json() -> None:
     assert rows[0].distances == {1: (2.0, pytest.approx(np.sqrt(2))), 4: (0.5, 0.0)}
     assert rows[0].to_json()["distances"]["1"]["mean"] == 2.0
     nothing = {"distances": {}, "cost": 1.5, "phases": 2, "seeds": 3, "diverged": 3}
-    nothing["learning_rate"] = 1e-3
+    nothing |= {"learning_rate": 1e-3, "guidance": {}, "guidance_interval": [0.0, 1.0]}
     assert rows[1].to_json() == nothing
     header, first, second = compare.table("fd_pixel", [1, 4], rows)
     assert header.split() == ["fd_pixel", "1", "4", "cost", "phases", "rate"]
     assert "0.006" in first and "0.001" in second
     assert "2 ± 1.4" in first and "1.17" in first and "1 of 3 seeds diverged" in first
     assert second.split()[1:3] == ["diverged", "diverged"]
+    guided = dataclasses.replace(rows[0], guidance=Guidance.parse("4:1.5"))
+    assert guided.to_json()["guidance"] == {"1": 1.0, "4": 1.5}
+    assert "guided 1,4:1.5" in compare.table("fd_pixel", [1, 4], [guided])[1]
+    assert "guided" not in first
 
 
 def test_claims() -> None:

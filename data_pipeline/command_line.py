@@ -1,5 +1,9 @@
 """What every command does with its flags: help on one screen, mistakes in one line.
 
+A flag that is given twice is refused, for the last one would win in silence: a shell makes several
+of --source=train-{00..12}.tar where it is not quoted. A path may begin with ~ wherever it stands,
+as in --output=~/DIR or --source=imagefolder:~/DIR, which shells leave alone.
+
 Usage:
     app.run(exit_on_user_error(main), flags_parser=exit_on_user_error(parse_flags))
 
@@ -7,6 +11,8 @@ Usage:
 """
 
 from collections.abc import Iterator, Sequence
+import os
+import re
 import sys
 import textwrap
 from typing import Any
@@ -18,6 +24,8 @@ from data_pipeline.errors import UserError
 # Other packages have flags too, which are no one's concern here.
 _OURS = ("data_pipeline", "shortcut_tpu", "launch")
 _WIDTH = 100
+_HOME = re.compile(r"((?:--?[\w.]+=)?(?:[\w.-]+:)?)(~[^/,:]*)(/.*)?")
+_OVERRIDE = "config."
 
 
 def parse_flags(arguments: Sequence[str]) -> list[str]:
@@ -30,15 +38,71 @@ def parse_flags(arguments: Sequence[str]) -> list[str]:
         The program and what is no flag.
 
     Raises:
-        UserError: a flag is unknown or its value is not of its type.
+        UserError: a flag is unknown, given twice, or its value is not of its type.
     """
     if {"--help", "-help", "-h"} & set(arguments):
         print((sys.modules["__main__"].__doc__ or "").strip(), "", *_flag_lines(), sep="\n")
         sys.exit(0)
     try:
+        arguments = flags.FLAGS.read_flags_from_files(list(arguments), force_gnu=False)
+        arguments = [expand_home(argument) for argument in arguments]
+        _refuse_repeated(arguments)
         return flags.FLAGS(arguments)
     except flags.Error as error:
         raise UserError(str(error)) from None
+
+
+def expand_home(text: str) -> str:
+    """PATH, KIND:PATH, --flag=PATH or --flag=KIND:PATH with a leading ~ or ~user replaced.
+
+    Raises:
+        UserError: there is no such user, and a folder of that name is not what was meant.
+    """
+    found = _HOME.fullmatch(text)
+    if found is None:
+        return text
+    before, home, rest = found.groups(default="")
+    expanded = os.path.expanduser(home)
+    if expanded == home:
+        if home != "~" and not rest:
+            return text  # A name that begins so.
+        raise UserError(f"{text}: there is no home folder {home}")
+    return before + expanded + rest
+
+
+def refuse_twice(given: dict[str, str], name: str, value: str) -> None:
+    """Notes a flag's value in `given`.
+
+    Raises:
+        UserError: it has one already.
+    """
+    if name in given:
+        raise UserError(
+            f"--{name} is given twice, {given[name] or 'plain'} and {value or 'plain'}; only the"
+            " last would count. Braces that are not quoted become several flags: '--FLAG={00..12}'"
+        )
+    given[name] = value
+
+
+def _refuse_repeated(arguments: Sequence[str]) -> None:
+    given: dict[str, str] = {}
+    rest = iter(arguments[1:])
+    for argument in rest:
+        if argument == "--" or not argument.startswith("-"):
+            return  # What follows is no flag.
+        name, equals, value = argument.lstrip("-").partition("=")
+        if name.startswith(_OVERRIDE):
+            refuse_twice(given, name, value)
+            continue
+        if name not in flags.FLAGS and name.removeprefix("no") in flags.FLAGS:
+            name, value = name.removeprefix("no"), "false"
+        if name not in flags.FLAGS:
+            continue  # Whoever parses it says so.
+        flag = flags.FLAGS[name]
+        if not equals and not flag.boolean:
+            value = next(rest, "")
+        if not isinstance(flag, flags.MultiFlag):
+            refuse_twice(given, name, value)
 
 
 def _flag_lines() -> Iterator[str]:

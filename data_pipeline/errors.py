@@ -6,7 +6,7 @@ Usage:
     raise UserError(f"{path}: no such file")
 
     if __name__ == "__main__":
-        app.run(exit_on_user_error(main))
+        app.run(exit_on_user_error(main), flags_parser=exit_on_user_error(parse_flags))
 """
 
 from collections.abc import Callable

@@ -12,6 +12,7 @@ import sys
 
 from absl import flags
 
+from data_pipeline.command_line import refuse_twice
 from data_pipeline.errors import UserError
 from shortcut_tpu import command
 from shortcut_tpu.evaluation.inputs import require_named
@@ -38,13 +39,22 @@ class Job:
     def arguments(
         self, *, workdir: str, config: Sequence[str] = (), more: Sequence[str] = ()
     ) -> list[str]:
-        """What follows `python`."""
-        return [
-            *("-m", self.module),
+        """What follows `python`.
+
+        Raises:
+          UserError: a flag is given twice, which the command would refuse once the pod is there.
+        """
+        found = [
             *(config if self.takes_config else ()),
             *([f"--workdir={workdir}"] if self.takes_workdir else ()),
             *more,
         ]
+        given: dict[str, str] = {}
+        for argument in found:
+            name, _, value = argument.lstrip("-").partition("=")
+            if argument.startswith("-"):
+                refuse_twice(given, name, value)
+        return ["-m", self.module, *found]
 
 
 JOBS = {

@@ -19,7 +19,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from configs import recipes
-from data_pipeline.command_line import parse_flags, required
+from data_pipeline.command_line import expand_home, parse_flags, required
 from data_pipeline.errors import UserError, exit_on_user_error
 from shortcut_tpu import config as config_lib
 from shortcut_tpu import schema
@@ -35,6 +35,7 @@ __all__ = [
     "define_json",
     "guidance",
     "integers",
+    "overridden",
     "required",
     "run",
     "write_json",
@@ -101,12 +102,12 @@ def guidance(evaluation: Any) -> Guidance:
 
 
 def _parse(arguments: Sequence[str]) -> list[str]:
-    prepared = config_lib.prepare_arguments(arguments)
+    prepared = config_lib.prepare_arguments([expand_home(one) for one in arguments])
     with recipes.choosing(config_lib.taken_recipe(prepared)):
         rest = parse_flags(prepared)
     given = flags.FLAGS.get_flag_value("config", None)
     if given is not None:
-        schema.check(given)
+        schema.check(config_lib.with_home(given))
     return rest
 
 
@@ -118,7 +119,12 @@ def config() -> Any:
     """
     if flags.FLAGS.config is None:
         raise UserError(f"--config is missing; there are {', '.join(config_lib.names())}")
-    return flags.FLAGS.config
+    return config_lib.with_home(flags.FLAGS.config)
+
+
+def overridden(key: str) -> bool:
+    """Whether --config.KEY was given."""
+    return key in config_flags.get_override_values(flags.FLAGS["config"])
 
 
 def config_for(method: str) -> ConfigDict:

@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 import configs
 from configs import common, recipes
 from configs.limits import Limit, Named
+from data_pipeline.command_line import expand_home
 from data_pipeline.errors import UserError
 from data_pipeline.whole_files import write_text
 
@@ -85,7 +86,19 @@ def _made(path: Path) -> ConfigDict:
         config = module.get_config()
     except Exception as error:
         raise UserError(f"{path}: {type(error).__name__}: {error}") from error
-    return config.lock()
+    return with_home(config.lock())
+
+
+def with_home(config: ConfigDict) -> ConfigDict:
+    """The config with every leading ~ of a path in it replaced, in place.
+
+    Raises:
+      UserError: there is no such home folder.
+    """
+    for key, value in list(leaves(config)):
+        if isinstance(value, str) and "~" in value:
+            config.update_from_flattened_dict({key: expand_home(value)})
+    return config
 
 
 def prepare_arguments(arguments: Sequence[str]) -> list[str]:
@@ -99,6 +112,12 @@ def prepare_arguments(arguments: Sequence[str]) -> list[str]:
     """
     prepared = list(arguments)
     config = None
+    for argument in arguments:
+        key, equals, _ = argument.lstrip("-").partition("=")
+        # Launchers hand overrides on word by word.
+        if argument.startswith("-") and key.startswith("config."):
+            if not argument.startswith("--config.") or not equals:
+                raise UserError(f"{argument}: an override is written --{key}=VALUE")
     for index, argument in enumerate(arguments):
         flag, equals, value = argument.lstrip("-").partition("=")
         if not argument.startswith("-") or flag != "config":
@@ -269,7 +288,7 @@ def restore(workdir: epath.PathLike) -> ConfigDict:
         content = json.loads(path.read_text())
         if not isinstance(content, dict):
             raise ValueError(f"it holds {type(content).__name__} in place of keys")
-        config = completed(content).lock()
+        config = with_home(completed(content).lock())
         check_values(config)
         return config
     except FileNotFoundError:

@@ -24,6 +24,7 @@ import numpy as np
 from data_pipeline.errors import UserError
 from data_pipeline.images import Preprocessing, RejectedImageError
 from data_pipeline.sources import EncodedImage, EncodedSource, Source
+from data_pipeline.system_errors import unreadable
 
 # Images a task: enough to make the cost of passing one on small, few enough to share out evenly.
 _CHUNK = 16
@@ -181,6 +182,9 @@ def decode(
 
     Returns:
         [n, size, size, 3], zeros where one was rejected, and for each why it was, or None.
+
+    Raises:
+        UserError: the system failed, which is no verdict on an image.
     """
     size = preprocessing.size
     images = np.zeros((len(encoded), size, size, 3), preprocessing.dtype)
@@ -191,6 +195,8 @@ def decode(
                 images[row] = preprocessing(image.data)
             except RejectedImageError as error:
                 reasons[row] = str(error)
+            except (OSError, MemoryError) as error:
+                raise unreadable(image.name, error) from None
     return images, reasons
 
 

@@ -16,9 +16,13 @@ Sources:
     npz:FILE               arrays `images` [N, H, W, C] and `labels` [N], used as they are
     imagefolder:DIR        a folder a class (ILSVRC's train); or a flat one, with labels.txt or
                            --labels (ILSVRC's val), or without any: one class
-    webdataset:SHARDS      tar files, such as train-{0000..1023}.tar, of images with .cls or .json
+    webdataset:SHARDS      tar files of images with .cls or .json
     parquet:FILES          Hugging Face's columns `image` and `label`
     arrayrecord:FILES      TFDS's examples with `image` and `label`
+
+Several files: a folder, or names apart by commas, in which *, {0000..1023} and {a,b} stand for
+more. Quote these, or the shell makes several flags of them:
+    '--source=webdataset:train-{0000..1023}.tar'
 """
 
 from collections.abc import Sequence
@@ -40,7 +44,7 @@ from data_pipeline.images import RESIZES, Preprocessing
 from data_pipeline.progress import progress_bar
 from data_pipeline.records import Field, Manifest
 from data_pipeline.resumable import ResumableFolder, check_rejected
-from data_pipeline.sources import EncodedSource, Source, open_source
+from data_pipeline.sources import Columns, EncodedSource, Source, open_source
 from data_pipeline.verification import verify_records
 from data_pipeline.whole_files import in_bucket
 
@@ -55,6 +59,7 @@ if TYPE_CHECKING:
 SHARD_RECORDS = 16384
 
 _DEFAULT_IMAGE_SIZE = 256
+_SHOWN_CLASSES = 10
 _STALL_SECONDS = 1800.0
 
 
@@ -202,7 +207,9 @@ def _define_flags() -> None:
         "image_size", None, f"Side of the square pictures; {_DEFAULT_IMAGE_SIZE} by default.", 1
     )
     flags.DEFINE_enum("preprocessing", "adm", sorted(RESIZES), "How images are made square.")
-    flags.DEFINE_string("labels", None, "File of lines NAME CLASS for a flat image folder.")
+    flags.DEFINE_string("labels", None, "File of names and classes for a flat image folder.")
+    flags.DEFINE_string("image_column", "", "Name of the images' column, feature or ending.")
+    flags.DEFINE_string("label_column", "", "Name of the labels' column, feature, ending or key.")
     flags.DEFINE_bool("unlabeled", False, "Whether all images are of one class.")
     flags.DEFINE_bool("flips", False, "Whether to keep the latents of the mirrored images too.")
     flags.DEFINE_integer("shard_records", SHARD_RECORDS, "Images a shard.", 1)
@@ -227,7 +234,8 @@ def main(argv: Sequence[str]) -> None:
     from data_pipeline.autoencoders import load_autoencoder
 
     hosts = find_hosts(values.host, values.hosts)
-    images = open_source(source, values.labels, unlabeled=values.unlabeled)
+    columns = Columns(values.image_column, values.label_column)
+    images = open_source(source, values.labels, unlabeled=values.unlabeled, columns=columns)
     if isinstance(images, Source) and values.image_size not in (None, images.image_shape[0]):
         raise UserError(
             f"--image_size={values.image_size}: the images of {source} are arrays of"
@@ -253,7 +261,16 @@ def main(argv: Sequence[str]) -> None:
         print(f"{values.output}: already complete, {held}")
     if values.verify and hosts.index == 0:
         _verify(output)
+    print(f"{len(manifest.class_names)} class(es) in this order: {_order(manifest.class_names)}")
     print(f"to train on them: {_training_command(output, values.autoencoder, manifest)}")
+
+
+def _order(names: Sequence[str]) -> str:
+    """Which class each number is, of many the first and the last."""
+    lines = [f"{number} = {name.split(',')[0]:.40}" for number, name in enumerate(names)]
+    if len(lines) > 2 * _SHOWN_CLASSES:
+        lines = [*lines[:_SHOWN_CLASSES], "...", *lines[-2:]]
+    return ", ".join(lines)
 
 
 def _training_command(output: str, autoencoder: str, manifest: Manifest) -> str:

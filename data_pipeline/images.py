@@ -1,8 +1,10 @@
 """One image file to one square picture of the size that the autoencoder takes.
 
-What is odd but clear is handled: grey and 16-bit grey, CMYK and palettes become RGB; transparent
-pixels lie on white; EXIF's orientation is applied; of an animation the first frame counts. What is
-no picture raises RejectedImageError.
+Any form is read that Pillow knows by a mark in the file, AVIF among them, and HEIC where
+pillow-heif is installed. What is odd but clear is handled: grey and 16-bit grey, CMYK and palettes
+become RGB; transparent pixels lie on white; EXIF's orientation is applied; of an animation the
+first frame counts; metadata, however large or damaged, decide about nothing. What is no picture
+raises RejectedImageError; where the system fails, its own error passes through.
 
 Usage:
     preprocess = Preprocessing("adm", 256)
@@ -12,14 +14,23 @@ Usage:
 from collections.abc import Callable
 import contextlib
 import dataclasses
+import functools
 import io
+import struct
 import warnings
 
 import numpy as np
 from PIL import Image, ImageOps
 
-# Pillow can read forty more, most of them by parsers that few have looked at.
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+# EPS is a program, and Pillow has Ghostscript run it.
+_PROGRAMS = ("EPS",)
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
+_PNG_MARK = b"\x89PNG\r\n\x1a\n"
+# How the files of pictures end, where a file may be something else.
+SUFFIXES = (
+    *("jpg", "jpeg", "jpe", "jfif", "png", "webp", "avif", "heic", "heif", "gif", "bmp", "tif"),
+    *("tiff", "jp2", "ppm", "pgm"),
+)
 
 # A few bytes can claim any size; this many take 400 MB as RGB.
 MAX_PIXELS = 1 << 27
@@ -91,6 +102,7 @@ class Preprocessing:
 
         Raises:
             RejectedImageError: it is no image, damaged, or of a kind that is not known here.
+            OSError: with an errno, or MemoryError: the system failed, and the image may be sound.
         """
         if not data:
             raise RejectedImageError("empty file")
@@ -99,19 +111,85 @@ class Preprocessing:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 return RESIZES[self.name](_decode(data), self.size)
-        except RejectedImageError:
+        except (RejectedImageError, MemoryError):
             raise
         # Pillow's parsers raise almost anything on damaged files.
         except Exception as error:
-            raise RejectedImageError(_why(error)) from None
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            raise RejectedImageError(_why(error, data)) from None
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """What Pillow can read here and tells from other files by how it begins."""
+    with contextlib.suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    Image.init()
+    # Those without a check of their own would take a damaged file of another form for theirs.
+    known = (name for name, (_, check) in Image.OPEN.items() if check is not None)
+    return tuple(name for name in known if name not in _PROGRAMS)
+
+
+def _loaded(data: bytes) -> Image.Image:
+    """The decoded image in a file; if it cannot be read, without its metadata."""
+    problem: Exception | None = None
+    for content in (data, *_without_metadata(data)):
+        try:
+            image: Image.Image = Image.open(io.BytesIO(content), formats=_formats())
+            pixels = image.width * image.height
+            if pixels > MAX_PIXELS:
+                raise RejectedImageError(
+                    f"{image.width}x{image.height} pixels are more than {MAX_PIXELS}"
+                )
+            image.load()
+        except (RejectedImageError, Image.DecompressionBombError, MemoryError):
+            raise
+        except Exception as error:
+            problem = problem or error
+        else:
+            return image
+    assert problem is not None
+    raise problem
+
+
+def _without_metadata(data: bytes) -> list[bytes]:
+    """The file with its orientation but no other metadata, and with none at all."""
+    if data.startswith(_PNG_MARK):
+        return [_png_of(data, kept) for kept in ((b"tRNS", b"eXIf"), (b"tRNS",))]
+    if data.startswith(b"\xff\xd8"):
+        return [_jpeg_of(data, kept) for kept in ((0xE0, 0xE1, 0xEE), (0xE0, 0xEE), (0xEE,))]
+    return []
+
+
+def _png_of(data: bytes, kept: tuple[bytes, ...]) -> bytes:
+    """A PNG with its critical chunks, whose names begin in upper case, and some others."""
+    place, parts = len(_PNG_MARK), [_PNG_MARK]
+    while place + 8 <= len(data):
+        size, kind = struct.unpack_from(">I4s", data, place)
+        end = place + 12 + size
+        if kind in kept or not kind[0] & 0x20:
+            parts.append(data[place:end])
+        place = end
+    return b"".join(parts)
+
+
+def _jpeg_of(data: bytes, kept: tuple[int, ...]) -> bytes:
+    """A JPEG without comments, and of its application segments with some only."""
+    place, parts = 2, [data[:2]]
+    while place + 4 <= len(data) and data[place] == 0xFF and data[place + 1] != 0xDA:
+        marker, size = struct.unpack_from(">xBH", data, place)
+        if marker in kept or not (0xE0 <= marker <= 0xEF or marker == 0xFE):
+            parts.append(data[place : place + 2 + size])
+        place += 2 + size
+    return b"".join([*parts, data[place:]])
 
 
 def _decode(data: bytes) -> Image.Image:
     """The upright RGB image in a file."""
-    image: Image.Image = Image.open(io.BytesIO(data), formats=_FORMATS)
-    if image.width * image.height > MAX_PIXELS:
-        raise RejectedImageError(f"{image.width}x{image.height} pixels are more than {MAX_PIXELS}")
-    image.load()
+    image = _loaded(data)
     # A damaged EXIF block, whatever Pillow raises over it, leaves the picture as it is.
     with contextlib.suppress(Exception):
         image = ImageOps.exif_transpose(image)
@@ -128,8 +206,10 @@ def _decode(data: bytes) -> Image.Image:
     return image.convert("RGB")
 
 
-def _why(error: Exception) -> str:
+def _why(error: Exception, data: bytes) -> str:
     if isinstance(error, Image.UnidentifiedImageError):
+        if data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS:
+            return "HEIC, which is read where pillow-heif is installed: pip install pillow-heif"
         return "no image of a known format"
     text = " ".join(str(error).split())[:200]
     return f"damaged: {text or type(error).__name__}"

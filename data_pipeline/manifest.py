@@ -19,6 +19,7 @@ from etils import epath
 import numpy as np
 
 from data_pipeline.errors import UserError
+from data_pipeline.system_errors import unreadable
 from data_pipeline.whole_files import failures, write_json
 
 FORMAT_VERSION = 1
@@ -143,7 +144,7 @@ class Manifest:
                 f" policy with `python -m data_pipeline.demonstrate --output={directory}`"
             ) from None
         except failures(ValueError) as error:
-            raise UserError(f"{path}: cannot be read: {error}") from None
+            raise unreadable(path, error) from None
         version = raw.get("format_version") if isinstance(raw, dict) else None
         if version != FORMAT_VERSION:
             raise UserError(

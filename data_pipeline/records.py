@@ -11,19 +11,19 @@ Usage:
 
 from collections.abc import Sequence
 import contextlib
-import dataclasses
 import os
 from pathlib import Path
 import tempfile
 from typing import Any
 
-from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from etils import epath
 import numpy as np
 
 from data_pipeline.errors import UserError
 from data_pipeline.manifest import FORMAT_VERSION, Field, Manifest, Shard
+from data_pipeline.open_shards import OpenShards
+from data_pipeline.system_errors import raise_if_system, unreadable
 from data_pipeline.whole_files import failures, file_sha256, in_bucket, put
 
 __all__ = [
@@ -92,10 +92,10 @@ def check_size(path: Path, shard: Shard) -> None:
     """Raises a UserError unless the shard's file is there and of the size it was written with."""
     try:
         found = path.stat().st_size
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing shard; encode the latents again") from None
     except OSError as error:
-        raise UserError(
-            f"{path}: missing shard: {error.strerror}; encode the latents again"
-        ) from None
+        raise unreadable(path, error) from None
     if found != shard.num_bytes:
         raise UserError(
             f"{path}: damaged shard: {found} bytes, the manifest says {shard.num_bytes}; encode"
@@ -116,22 +116,13 @@ def verify(directory: str | os.PathLike[str]) -> Manifest:
     for shard in manifest.shards:
         path = Path(directory) / shard.file
         check_size(path, shard)
-        if file_sha256(path) != shard.sha256:
+        try:
+            found = file_sha256(path)
+        except OSError as error:
+            raise unreadable(path, error) from None
+        if found != shard.sha256:
             raise UserError(f"{path}: damaged shard: its checksum is not the manifest's")
     return manifest
-
-
-@dataclasses.dataclass(frozen=True)
-class _WholeFile:
-    """What ArrayRecordDataSource wants to know of a file, so that it need not open it to count."""
-
-    filename: str
-    examples_in_shard: int
-    skip: int = 0
-
-    @property
-    def take(self) -> int:
-        return self.examples_in_shard
 
 
 class LatentReader:
@@ -150,13 +141,15 @@ class LatentReader:
         self.directory = Path(directory)
         self.manifest = Manifest.load(directory)
         self._dtype = self.manifest.record_dtype
-        files = []
         for shard in self.manifest.shards:
             path = self.directory / shard.file
             check_size(path, shard)
             _check_count(path, shard.num_records)
-            files.append(_WholeFile(str(path), shard.num_records))
-        self._source = ArrayRecordDataSource(files)
+        shards = self.manifest.shards
+        self._records = OpenShards(
+            [self.directory / shard.file for shard in shards],
+            [shard.num_records for shard in shards],
+        )
 
     def __len__(self) -> int:
         return self.manifest.num_records
@@ -182,9 +175,10 @@ class LatentReader:
             )
         keys = indices.tolist()
         try:
-            raw = self._source.__getitems__(keys) if keys else []
-        except RuntimeError:
+            raw = self._records.read(keys) if keys else []
+        except RuntimeError as error:
             self._raise_for_damaged_record(keys)
+            raise_if_system(self.directory, error)
             raise
         size = self._dtype.itemsize
         for key, record in zip(keys, raw, strict=True):
@@ -200,8 +194,9 @@ class LatentReader:
         """Raises a UserError that names the first unreadable record, if there is one."""
         for key in keys:
             try:
-                self._source[key]
+                self._records.read([key])
             except RuntimeError as error:
+                raise_if_system(self._path_of(key), error)
                 raise DamagedRecordError(
                     f"{self._path_of(key)}: record {key} is damaged: {error}", key
                 ) from None
@@ -218,7 +213,8 @@ def _check_count(path: Path, num_records: int) -> None:
         reader: Any = ArrayRecordReader(str(path))
         found = reader.num_records()
         reader.close()
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
+        raise_if_system(path, error)
         raise UserError(f"{path}: damaged shard: {error}") from None
     if found != num_records:
         raise UserError(f"{path}: holds {found} records, the manifest says {num_records}")

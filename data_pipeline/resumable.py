@@ -33,6 +33,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.hosts import Hosts
 from data_pipeline.progress import progress_bar
 from data_pipeline.records import Manifest, Shard, file_sha256, write_shard
+from data_pipeline.system_errors import raise_if_system, reason, unreadable
 from data_pipeline.whole_files import failures, in_bucket, put, write_json
 
 REJECTED_FILE = "rejected.jsonl"
@@ -143,7 +144,7 @@ class ResumableFolder:
             self._require_same(json.loads(plan_file.read_text("utf-8")), content)
         except failures(ValueError) as error:
             self._stack.close()
-            raise UserError(f"{self._path}: cannot be used: {error}") from None
+            raise UserError(f"{self._path}: cannot be used: {reason(error)}") from None
         except UserError:
             self._stack.close()
             raise
@@ -355,8 +356,11 @@ class ResumableFolder:
         """Whether a shard was finished, and its file is still the one that was written."""
         done = self._look(number) or self._of_manifest(number)
         path = self._shard_path(number)
-        if done is not None and path.is_file() and file_sha256(path) == done.shard.sha256:
-            return True
+        try:
+            if done is not None and path.is_file() and file_sha256(path) == done.shard.sha256:
+                return True
+        except failures() as error:
+            raise unreadable(path, error) from None
         self._done.pop(number, None)
         with contextlib.suppress(*failures()):
             self._note_path(number).unlink()
@@ -369,7 +373,10 @@ class ResumableFolder:
                 note = json.loads(self._note_path(number).read_text("utf-8"))
                 rejected = tuple(Rejected(**image) for image in note["rejected"])
                 self._done[number] = _Done(Shard(**note["shard"]), rejected)
-            except failures(TypeError, ValueError, KeyError):
+            except FileNotFoundError:
+                return None
+            except failures(TypeError, ValueError, KeyError) as error:
+                raise_if_system(self._note_path(number), error)
                 return None  # Whatever it is about, the shard can be made again.
         return self._done[number]
 
@@ -419,7 +426,7 @@ def read_rejected(folder: epath.Path) -> list[Rejected]:
     except FileNotFoundError:
         return []
     except failures(TypeError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
+        raise unreadable(path, error) from None
 
 
 def _without(plan: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:

@@ -25,7 +25,8 @@ from data_pipeline import locks
 from data_pipeline.errors import UserError
 from data_pipeline.manifest import FILE_NAME, Manifest, Shard
 from data_pipeline.progress import progress_bar
-from data_pipeline.whole_files import in_bucket
+from data_pipeline.system_errors import unreadable
+from data_pipeline.whole_files import failures, in_bucket
 
 MEMORY = "/dev/shm/shortcut_tpu"
 _THREADS = 8
@@ -51,6 +52,8 @@ def local(path: str | os.PathLike[str], stage: str = "") -> Path:
         manifest = (source / FILE_NAME).read_bytes()
     except FileNotFoundError:
         raise UserError(f"{source / FILE_NAME}: no such file; data.path has no records") from None
+    except failures() as error:
+        raise unreadable(source / FILE_NAME, error) from None
     target = Path(stage or MEMORY) / hashlib.sha256(manifest).hexdigest()[:16]
     try:
         target.mkdir(parents=True, exist_ok=True)
@@ -118,6 +121,8 @@ def _copy_shard(source: epath.Path, shard: Shard, target: Path, incoming: Path) 
                 write.write(chunk)
     except FileNotFoundError:
         raise UserError(f"{source / shard.file}: missing shard; encode the latents again") from None
+    except failures() as error:
+        raise unreadable(source / shard.file, error) from None
     if digest.hexdigest() != shard.sha256:
         temporary.unlink()
         raise UserError(f"{source / shard.file}: damaged shard: its checksum is not the manifest's")

@@ -19,7 +19,8 @@ from typing import Any
 
 from etils import epath
 
-from data_pipeline.whole_files import file_sha256, write_text
+from data_pipeline.system_errors import raise_if_system, unreadable
+from data_pipeline.whole_files import failures, file_sha256, write_text
 
 _CHECKSUMS = "checksums"
 _DAMAGED = "damaged"
@@ -56,13 +57,18 @@ def write(folder: epath.Path, step: int) -> None:
 
 
 def find_problem(folder: epath.Path, step: int) -> str | None:
-    """What is wrong with a checkpoint, in a few words; None if every file is as it was written."""
+    """What is wrong with a checkpoint, in a few words; None if every file is as it was written.
+
+    Raises:
+      UserError: the system cannot read it, which does not make it damaged.
+    """
     if not _checksums_of(folder, step).exists():
         return UNFINISHED
     try:
         files = json.loads(_checksums_of(folder, step).read_text())["files"]
         expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
-    except (AttributeError, KeyError, OSError, TypeError, ValueError):
+    except failures(AttributeError, KeyError, TypeError, ValueError) as error:
+        raise_if_system(_checksums_of(folder, step), error)
         return f"{_CHECKSUMS}/{step}.json cannot be read"
 
     def check(name: str) -> str | None:
@@ -72,8 +78,10 @@ def find_problem(folder: epath.Path, step: int) -> str | None:
             if path.stat().length != size:
                 return f"{name} has {path.stat().length} bytes instead of {size}"
             return None if file_sha256(path) == sha256 else f"{name} is not what was written"
-        except OSError:
-            return f"{name} is missing or cannot be read"
+        except FileNotFoundError:
+            return f"{name} is missing"
+        except failures() as error:
+            raise unreadable(path, error) from None
 
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as threads:
         problems = [problem for problem in threads.map(check, expected) if problem]

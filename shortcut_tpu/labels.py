@@ -18,8 +18,10 @@ _MOST = 20
 def parse_labels(text: str | None, data: Mapping[str, Any]) -> list[int]:
     """Labels of a flag like 3,goldfish,null; the first 20 if it was not given.
 
-    A number is a label. A name is a class name of the records, or, as in ImageNet's `goldfish,
-    Carassius auratus`, one of its parts; case does not count. The records are opened only for that.
+    A number is a label. Where the records' classes are numbers themselves, such as 1 .. 10, it may
+    be meant as a name: if both could be, it must be written label:3 or class:3. A name is a class
+    name of the records, or, as in ImageNet's `goldfish, Carassius auratus`, one of its parts; case
+    does not count.
 
     Args:
       text: the flag's value.
@@ -33,11 +35,17 @@ def parse_labels(text: str | None, data: Mapping[str, Any]) -> list[int]:
         return list(range(min(num_classes, _MOST)))
     parts = [part.strip() for part in text.split(",")]
     names: dict[str, list[int]] = {}
-    if not all(part.isdecimal() or part == "null" for part in parts):
+    if not all(part.removeprefix("label:").isdecimal() or part == "null" for part in parts):
         names = _by_name(text, data["path"])
     labels = []
     for part in parts:
-        found = [int(part)] if part.isdecimal() else names.get(part.lower(), [])
+        kind, _, rest = part.rpartition(":")
+        if kind == "label" and rest.isdecimal():
+            found = [int(rest)]
+        elif part.isdecimal():
+            found = _number(int(part), data["path"])
+        else:
+            found = names.get((rest if kind == "class" else part).lower(), [])
         if part == "null":
             found = [num_classes]
         elif len(found) == 1 and found[0] >= num_classes:
@@ -66,6 +74,18 @@ def label_names(labels: Iterable[int], data: Mapping[str, Any]) -> list[str]:
     return [named.get(int(label)) or f"class {label}" for label in labels]
 
 
+def _number(label: int, path: str) -> list[int]:
+    """The labels that a number may stand for."""
+    try:
+        class_names = Manifest.load(path).class_names
+    except UserError:
+        return [label]  # Without the records nothing else is known.
+    if not all(name.isdecimal() for name in class_names):
+        return [label]
+    named = {number for number, name in enumerate(class_names) if int(name) == label}
+    return sorted(named | {label for _ in class_names[label : label + 1]}) or [label]
+
+
 def _by_name(text: str, path: str) -> dict[str, list[int]]:
     """The labels that a name may stand for."""
     try:
@@ -86,7 +106,7 @@ def _by_name(text: str, path: str) -> dict[str, list[int]]:
 
 def _problem(part: str, found: list[int], names: dict[str, list[int]], num_classes: int) -> str:
     if found:
-        return f"may be any of {', '.join(map(str, found))}; give the number"
+        return f"may be any of {', '.join(map(str, found))}; give label:{found[0]} or class:NAME"
     near = difflib.get_close_matches(part.lower(), names, n=1)
     hint = f"; the nearest class is {near[0]!r}" if near else ""
     return f"is not a label in 0 .. {num_classes - 1}{hint}"

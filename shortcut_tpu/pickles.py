@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from data_pipeline.errors import UserError
+from data_pipeline.system_errors import unreadable
 
 _NUMBERS = re.compile(r"(b1|[iu][1248]|f[248])")
 _ORDERS = ("<", ">", "=", "|")
@@ -169,8 +170,8 @@ def read_pickle(path: str | os.PathLike[str]) -> Any:
             return _made(_Unpickler(file).load())
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except (OSError, MemoryError) as error:
+        raise unreadable(path, error) from None
     # A damaged pickle, which the unpickler follows blindly, can end in almost any exception.
     except Exception as error:
         raise UserError(

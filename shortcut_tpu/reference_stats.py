@@ -23,7 +23,7 @@ from data_pipeline.decoding import default_workers, open_reader
 from data_pipeline.errors import UserError
 from data_pipeline.images import RESIZES, Preprocessing
 from data_pipeline.progress import progress_bar
-from data_pipeline.sources import EncodedSource, Source, open_source
+from data_pipeline.sources import Columns, EncodedSource, Source, open_source
 from shortcut_tpu import command, distributed
 from shortcut_tpu.evaluation.evaluator import open_reference
 from shortcut_tpu.evaluation.features import Features, load_features
@@ -52,6 +52,7 @@ def define_flags() -> None:
     flags.DEFINE_string("features", "", "The weights of its network, inception:FILE.")
     flags.DEFINE_integer("image_size", 256, "Side that image files are cut and resized to.")
     flags.DEFINE_enum("preprocessing", "adm", list(RESIZES), "How they are.")
+    flags.DEFINE_string("image_column", "", "Name of the images' column, feature or ending.")
     flags.DEFINE_integer("max_rejected", 0, "Images that may be unreadable; one more stops it.")
     flags.DEFINE_integer("workers", None, "Processes that decode images; one a processor if unset.")
 
@@ -67,7 +68,10 @@ def main() -> None:
     else:
         if ":" not in source and source != "digits":
             source = f"imagefolder:{source}"
-        opened = open_source(source)
+        # Labels count for nothing here; of folders they are the order of the images.
+        unlabeled = source.partition(":")[0] not in ("imagefolder", "digits", "npz")
+        columns = Columns(values.image_column)
+        opened = open_source(source, unlabeled=unlabeled, columns=columns)
         reference = from_source(
             opened,
             Preprocessing(values.preprocessing, values.image_size),

@@ -12,8 +12,8 @@ from typing import Any
 
 from etils import epath
 
-from data_pipeline.autoencoders.weights import unreadable
 from data_pipeline.errors import UserError
+from data_pipeline.system_errors import unreadable
 
 # What the network here is; a file that says otherwise describes another one.
 _FIXED: dict[str, tuple[Any, ...]] = {

@@ -14,6 +14,7 @@ import numpy as np
 import safetensors
 
 from data_pipeline.errors import UserError
+from data_pipeline.system_errors import unreadable
 
 _CHUNK = 1 << 22
 _DTYPES = {
@@ -58,7 +59,7 @@ def read_safetensors(path: epath.PathLike) -> tuple[dict[str, np.ndarray], str]:
                 raise UserError(f"{path}: tensor {name} is of type {entry['dtype']}, not floating")
             flat = np.frombuffer(entry["data"], _DTYPES[entry["dtype"]])
             tensors[name] = flat.reshape(entry["shape"])
-    except OSError as error:
+    except (OSError, MemoryError) as error:
         raise unreadable(path, error) from None
     except safetensors.SafetensorError as error:
         raise UserError(f"{path}: is truncated, damaged or no safetensors file: {error}") from None
@@ -90,8 +91,3 @@ def fitted(
         if name not in shapes:
             raise UserError(f"{path}: tensor {name} has no place in the network")
     return {name: np.asarray(tensors[name], np.float32) for name in shapes}
-
-
-def unreadable(path: epath.PathLike, error: OSError) -> UserError:
-    """The error for a file that the system does not give."""
-    return UserError(f"{path}: cannot be read: {error.strerror or error}")

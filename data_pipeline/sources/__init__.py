@@ -10,16 +10,18 @@ Usage:
 """
 
 from collections.abc import Callable
+from typing import Any
 
 from data_pipeline.errors import UserError
 from data_pipeline.sources.arrayrecord import ArrayRecordSource
 from data_pipeline.sources.arrays import ArraySource, open_digits, open_npz
 from data_pipeline.sources.base import EncodedImage, EncodedSource, Source
+from data_pipeline.sources.columns import USUAL, Columns
 from data_pipeline.sources.imagefolder import ImageFolderSource
 from data_pipeline.sources.parquet import ParquetSource
 from data_pipeline.sources.webdataset import WebDatasetSource
 
-__all__ = ["ArraySource", "EncodedImage", "EncodedSource", "Source", "open_source"]
+__all__ = ["ArraySource", "Columns", "EncodedImage", "EncodedSource", "Source", "open_source"]
 
 _ARRAYS: dict[str, Callable[[str], Source]] = {"digits": open_digits, "npz": open_npz}
 _FILES: dict[str, Callable[..., EncodedSource]] = {
@@ -31,7 +33,11 @@ _FILES: dict[str, Callable[..., EncodedSource]] = {
 
 
 def open_source(
-    spec: str, labels: str | None = None, *, unlabeled: bool = False
+    spec: str,
+    labels: str | None = None,
+    *,
+    unlabeled: bool = False,
+    columns: Columns | None = None,
 ) -> Source | EncodedSource:
     """Opens the source that `KIND` or `KIND:PATH` names.
 
@@ -39,6 +45,7 @@ def open_source(
         spec: the kind and the path.
         labels: a list of names and classes, for a flat folder of images.
         unlabeled: whether all images are of one class, whatever labels there are.
+        columns: the names of image and label in tars, parquet files and ArrayRecord files.
 
     Raises:
         UserError: the kind is unknown, or the path does not hold what the kind expects.
@@ -52,7 +59,11 @@ def open_source(
     if labels and (kind != "imagefolder" or unlabeled):
         raise UserError("--labels is for image folders, and not with --unlabeled")
     if kind in _FILES:
-        options = {"labels": labels} if labels else {}
+        if columns not in (None, USUAL) and kind == "imagefolder":
+            raise UserError("--image_column and --label_column are not for folders")
+        options: dict[str, Any] = {"labels": labels} if labels else {}
+        if columns and kind != "imagefolder":
+            options["columns"] = columns
         return _FILES[kind](path, unlabeled=unlabeled, **options)
     if unlabeled:
         raise UserError(f"--unlabeled is for image files; source {kind} holds arrays")

@@ -14,6 +14,7 @@ from etils import epath
 import numpy as np
 
 from data_pipeline.errors import UserError
+from data_pipeline.system_errors import raise_if_system
 from data_pipeline.whole_files import failures
 
 
@@ -81,7 +82,10 @@ def open_npz(path: str) -> ArraySource:
             images, labels = archive["images"], archive["labels"]
     except KeyError as error:
         raise UserError(f"{path}: {error.args[0]}; it needs `images` and `labels`") from None
-    except failures(EOFError, ValueError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+    except failures(
+        *(EOFError, ValueError, TypeError, AttributeError, MemoryError, zipfile.BadZipFile)
+    ) as error:
+        raise_if_system(path, error)
         raise UserError(f"{path}: not a readable npz archive: {error}") from None
     if images.ndim != 4 or not images.size:
         raise UserError(f"{path}: images has shape {images.shape}, it needs [N, H, W, C]")

@@ -6,8 +6,9 @@ Usage:
         ...
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 import dataclasses
+import fnmatch
 import glob as glob_lib
 import hashlib
 import os
@@ -18,6 +19,9 @@ from etils import epath
 import numpy as np
 
 from data_pipeline.errors import UserError
+from data_pipeline.sources.class_order import refuse_mixed_splits
+from data_pipeline.system_errors import unreadable
+from data_pipeline.whole_files import failures, in_bucket
 
 UNLABELED = "unlabeled"  # The one class of images that have none.
 
@@ -106,56 +110,90 @@ class EncodedSource(Protocol):
         """
 
 
-def expand(pattern: str) -> list[epath.Path]:
+def expand(pattern: str, extension: str = "") -> list[epath.Path]:
     """The files that a pattern names, sorted where it has wildcards.
 
     Args:
         pattern: a local path or one with a scheme that etils.epath knows, such as gs://; `{00..12}`
-            stands for the numbers between, with as many digits; `*`, `?` and `[...]` match names.
+            stands for the numbers between, with as many digits; `{a,b}` for either; `*`, `?` and
+            `[...]` match names; a comma stands between several patterns. A folder stands for its
+            files with `extension`.
+        extension: such as .tar.
 
     Raises:
-        UserError: no file matches, or a file of a range is missing.
+        UserError: no file matches, a file of a range is missing, or one is named twice.
     """
     paths: list[epath.Path] = []
-    for name in _expand_braces(os.path.expanduser(pattern)):
-        if not glob_lib.has_magic(name):
+    # A file may have any name.
+    for name in [pattern] if os.path.isfile(pattern) else _expand_braces(pattern):
+        if extension and not name.endswith(extension) and epath.Path(name).is_dir():
+            name = f"{name.rstrip('/')}/*{extension}"
+        if not glob_lib.has_magic(name) or os.path.isfile(name):
             paths.append(epath.Path(name))
             continue
         parent, _, last = name.rpartition("/")
         if glob_lib.has_magic(parent):
             raise UserError(f"{name}: wildcards may stand in the last part of a pattern only")
+        folder = epath.Path(parent or ("/" if name[0] == "/" else "."))
         try:
-            found = sorted(epath.Path(parent or ("/" if name[0] == "/" else ".")).glob(last))
-        except OSError as error:
-            raise UserError(f"{name}: cannot be listed: {reason(error)}") from None
+            found = _matches(folder, last)
+        except failures() as error:
+            raise unreadable(folder, error) from None
         if not found:
             raise UserError(f"{name}: no file matches")
+        refuse_mixed_splits(name, found)
         paths.extend(found)
+    seen: set[str] = set()
     for path in paths:
-        if not path.is_file():
+        try:
+            there = path.is_file()
+        except failures() as error:
+            raise unreadable(path, error) from None
+        if not there:
             raise UserError(f"{path}: no such file")
+        if os.fspath(path) in seen:
+            raise UserError(f"{pattern}: names {path.name} twice")
+        seen.add(os.fspath(path))
     return paths
 
 
+def _matches(folder: epath.Path, pattern: str) -> list[epath.Path]:
+    """The files of a folder whose names match; pathlib's own glob takes a failure for none."""
+    if in_bucket(folder):
+        return sorted(folder.glob(pattern))
+    if not folder.is_dir():
+        return []
+    return sorted(folder / name for name in fnmatch.filter(os.listdir(folder), pattern))
+
+
 def _expand_braces(pattern: str) -> list[str]:
-    """Replaces the first `{first..last}`, and in each result the next, by every number of it."""
-    match = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
+    """Splits at commas outside braces, and replaces each `{first..last}` and `{a,b}`."""
+    parts = re.split(r",(?![^{}]*\})", pattern)
+    if len(parts) > 1:
+        if not all(parts):
+            raise UserError(f"{pattern}: a comma without a file")
+        return [name for part in parts for name in _expand_braces(part)]
+    match = re.search(r"\{([^{}]*)\}", pattern)
     if match is None:
         return [pattern]
-    first, last = (int(number) for number in match.groups())
+    before, rests = pattern[: match.start()], _expand_braces(pattern[match.end() :] or "")
+    choices = _choices(pattern, match[1], _MAX_EXPANSION // len(rests))
+    return [f"{before}{choice}{rest}" for choice in choices for rest in rests]
+
+
+def _choices(pattern: str, inside: str, most: int) -> list[str]:
+    """What a pair of braces stands for."""
+    numbers = re.fullmatch(r"(\d+)\.\.(\d+)", inside)
+    if numbers is None:
+        if "," in inside:
+            return inside.split(",")
+        raise UserError(f"{pattern}: {{{inside}}} is neither a range of numbers nor a list")
+    first, last = (int(number) for number in numbers.groups())
     if not 0 <= last - first < _MAX_EXPANSION:
-        raise UserError(f"{pattern}: {match.group()} is not a range of files")
-    rests = _expand_braces(pattern[match.end() :])
-    if (last - first + 1) * len(rests) > _MAX_EXPANSION:
+        raise UserError(f"{pattern}: {{{inside}}} is not a range of files")
+    if last - first + 1 > most:
         raise UserError(f"{pattern}: names more than {_MAX_EXPANSION} files")
-    start, width = pattern[: match.start()], len(match.group(1))
-    return [f"{start}{n:0{width}d}{rest}" for n in range(first, last + 1) for rest in rests]
-
-
-def reason(error: BaseException) -> str:
-    """An error as one short line, without the path that the message around it names already."""
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return " ".join(str(text).split())[:200]
+    return [f"{n:0{len(numbers[1])}d}" for n in range(first, last + 1)]
 
 
 def digest_of(items: Iterable[Any]) -> str:
@@ -164,8 +202,3 @@ def digest_of(items: Iterable[Any]) -> str:
     for item in items:
         content.update(f"{item!r}\n".encode("utf-8", "surrogateescape"))
     return content.hexdigest()
-
-
-def numbered_classes(labels: Sequence[int] | np.ndarray) -> tuple[str, ...]:
-    """Class names 0, 1, ... up to the largest label, for sources that name none."""
-    return tuple(str(label) for label in range(int(max(labels)) + 1))

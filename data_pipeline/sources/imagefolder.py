@@ -1,12 +1,10 @@
 """Image files in folders.
 
 A folder with folders in it, such as ILSVRC's train folder, has one class a folder, its name the
-class's, in sorted order; files lie at any depth below. A flat folder, such as ILSVRC's val, has its
-classes in a list: `labels.txt` or `labels.csv` in it, or a file anywhere, one `NAME CLASS` or
-`NAME,CLASS` a line. More columns may follow, and names may lack their extension, so that the
-`LOC_val_solution.csv` that comes with ILSVRC is such a list. A flat folder without a list is one
-class. Every file that is not hidden counts as an image: one that is none shows up as rejected, and
-is not passed over.
+class's; `class_order` has their order, and files lie at any depth below. A flat folder, such as
+ILSVRC's val, has its classes in a list: `labels.txt` or `labels.csv` in it, or a file anywhere; see
+`label_lists`. A flat folder without a list is one class. Links are followed. Every file that is not
+hidden counts as an image: one that is none shows up as rejected, and is not passed over.
 
 Usage:
     source = ImageFolderSource("ILSVRC/train")
@@ -14,20 +12,21 @@ Usage:
     source.read_encoded(0, 2)  # n01440764/n01440764_10026.JPEG, ...
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import concurrent.futures
 import os
-import re
 
 from etils import epath
 import numpy as np
 
 from data_pipeline.errors import UserError
-from data_pipeline.sources.base import UNLABELED, EncodedImage, digest_of, reason
-from data_pipeline.whole_files import in_bucket
+from data_pipeline.sources.base import UNLABELED, EncodedImage, digest_of
+from data_pipeline.sources.class_order import CLASS_LISTS, is_split, ordered, read_class_list
+from data_pipeline.sources.label_lists import read_labels
+from data_pipeline.system_errors import reason, unreadable
+from data_pipeline.whole_files import failures, in_bucket
 
 _LABELS = ("labels.txt", "labels.csv")
-_CSV_TITLE = "ImageId"  # How LOC_val_solution.csv begins.
 
 # So many images, evenly spread, have their sizes in the digest: all of ImageNet's would be a
 # million requests where they lie in a bucket.
@@ -50,7 +49,7 @@ class ImageFolderSource:
         Raises:
             UserError: the folder is missing or empty, or the list does not fit its files.
         """
-        self._root = epath.Path(path).expanduser()
+        self._root = epath.Path(path)
         self._remote = in_bucket(self._root)
         self.name = f"imagefolder:{self._root.name}"
         try:
@@ -58,8 +57,10 @@ class ImageFolderSource:
                 raise UserError(f"{path}: no such folder")
             visible = sorted(p for p in self._root.iterdir() if not p.name.startswith("."))
             folders = [p for p in visible if p.is_dir()]
+            listed = read_class_list(self._root)
+            _refuse_splits(path, folders, listed)
             if unlabeled:
-                names = sorted(set(_files_below(self._root)) - set(_LABELS))
+                names = sorted({*_files_below(self._root)} - {*_LABELS, *CLASS_LISTS})
                 labelled = [(name, 0) for name in names]
                 self.class_names: tuple[str, ...] = (UNLABELED,)
                 if not labelled:
@@ -67,13 +68,13 @@ class ImageFolderSource:
             elif folders:
                 if labels:
                     raise UserError(f"{path}: has class folders, so --labels has no meaning")
-                labelled = _list_class_folders(folders)
-                self.class_names = tuple(folder.name for folder in folders)
                 self._refuse_stray_images(visible)
+                self.class_names = listed or ordered(folder.name for folder in folders)
+                labelled = _list_class_folders(folders, self.class_names)
             else:
                 names = [p.name for p in visible]
-                labelled, self.class_names = _list_flat(self._root, names, labels)
-        except (OSError, UnicodeError) as error:
+                labelled, self.class_names = _list_flat(self._root, names, labels, listed)
+        except failures(UnicodeError) as error:
             raise UserError(f"{path}: cannot be listed: {reason(error)}") from None
         self._names = [name for name, _ in labelled]
         self._labels = np.array([label for _, label in labelled], np.int32)
@@ -99,11 +100,13 @@ class ImageFolderSource:
         path = self._root / name
         try:
             return path.read_bytes()
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read: {reason(error)}") from None
+        except failures() as error:
+            raise unreadable(path, error) from None
 
     def _refuse_stray_images(self, visible: list[epath.Path]) -> None:
         for path in visible:
+            if not path.exists():
+                raise UserError(f"{path}: a link to nothing")
             if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp"):
                 raise UserError(f"{path}: an image beside class folders: which class is it of?")
 
@@ -118,25 +121,40 @@ class ImageFolderSource:
         path = self._root / self._names[index]
         try:
             return path.stat().length
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read: {reason(error)}") from None
+        except failures() as error:
+            raise unreadable(path, error) from None
 
 
-def _list_class_folders(folders: list[epath.Path]) -> list[tuple[str, int]]:
+def _refuse_splits(
+    path: str, folders: Sequence[epath.Path], listed: tuple[str, ...] | None
+) -> None:
+    """Raises a UserError where the folders are parts of a data set, and no classes."""
+    names = [folder.name for folder in folders]
+    if names and not listed and all(map(is_split, names)):
+        given = " or ".join(f"imagefolder:{path.rstrip('/')}/{name}" for name in names)
+        raise UserError(f"{path}: {', '.join(names)} are no classes; give {given}")
+
+
+def _list_class_folders(
+    folders: list[epath.Path], class_names: tuple[str, ...]
+) -> list[tuple[str, int]]:
     """(name, label) of all files of all classes."""
+    labels = {name: label for label, name in enumerate(class_names)}
     labelled = []
-    for label, folder in enumerate(folders):
+    for folder in folders:
+        if folder.name not in labels:
+            raise UserError(f"{folder}: is not in the list of classes beside it")
         names = sorted(_files_below(folder))
         if not names:
             raise UserError(f"{folder}: no files in this class folder")
-        labelled += [(f"{folder.name}/{name}", label) for name in names]
-    return labelled
+        labelled += [(f"{folder.name}/{name}", labels[folder.name]) for name in names]
+    return sorted(labelled, key=lambda image: image[1])
 
 
 def _files_below(folder: epath.Path) -> Iterator[str]:
     """The paths, relative to a folder, of the files below it that are not hidden."""
     prefix = len(os.fspath(folder).rstrip("/")) + 1
-    for parent, inner, files in folder.walk():
+    for parent, inner, files in folder.walk() if in_bucket(folder) else _walk(folder):
         inner[:] = [name for name in inner if not name.startswith(".")]
         within = os.fspath(parent)[prefix:]
         for name in files:
@@ -144,48 +162,47 @@ def _files_below(folder: epath.Path) -> Iterator[str]:
                 yield f"{within}/{name}" if within else name
 
 
+def _walk(folder: epath.Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """As os.walk, through links; what cannot be listed and what leads in a circle is an error."""
+
+    def fail(error: OSError) -> None:
+        raise unreadable(error.filename, error)
+
+    above: dict[str, set[tuple[int, int]]] = {}
+    for parent, inner, files in os.walk(folder, followlinks=True, onerror=fail):
+        found = os.stat(parent)
+        identity = (found.st_dev, found.st_ino)
+        outer = above.get(os.path.dirname(parent), set())
+        if identity in outer:
+            raise UserError(f"{parent}: a link that leads in a circle")
+        above[parent] = {*outer, identity}
+        yield parent, inner, files
+
+
 def _list_flat(
-    root: epath.Path, names: list[str], labels: str | None
+    root: epath.Path, names: list[str], labels: str | None, listed: tuple[str, ...] | None
 ) -> tuple[list[tuple[str, int]], tuple[str, ...]]:
     """(name, label) of all files of a flat folder, by class and name, and the class names."""
     beside = [name for name in _LABELS if name in names]
-    images = [name for name in names if name not in beside]
+    images = [name for name in names if name not in (*beside, *CLASS_LISTS)]
     if not images:
         raise UserError(f"{root}: holds no files")
     if not labels and not beside:
         return [(name, 0) for name in images], (UNLABELED,)
     if len(beside) + bool(labels) > 1:
         raise UserError(f"{root}: has more than one list of classes: {', '.join(beside)}, --labels")
-    path = epath.Path(labels).expanduser() if labels else root / beside[0]
-    classes = _read_classes(path, images)
-    missing = sorted(set(images) - set(classes))
-    if missing:
-        raise UserError(f"{path}: does not list {missing[0]}")
-    # Numbers sort as numbers, so that class 10 does not come before class 2.
-    numeric = all(name.isdecimal() for name in classes.values())
-    class_names = sorted(set(classes.values()), key=(lambda n: (int(n), n)) if numeric else None)
+    path = epath.Path(labels) if labels else root / beside[0]
+    classes = read_labels(path, images, root.name)
+    class_names = listed or ordered(classes.values())
     numbers = {name: number for number, name in enumerate(class_names)}
+    if (
+        listed
+        and all(name.isdecimal() for name in classes.values())
+        and not all(name in numbers for name in classes.values())
+    ):
+        numbers = {str(number): number for number in range(len(listed))}
+    for name in images:
+        if classes[name] not in numbers:
+            raise UserError(f"{path}: {name} is of {classes[name]}, which the class list lacks")
     order = sorted((numbers[classes[name]], name) for name in images)
     return [(name, number) for number, name in order], tuple(class_names)
-
-
-def _read_classes(path: epath.Path, images: list[str]) -> dict[str, str]:
-    """The class of every image that a list names."""
-    names = {name: name for name in images} | {name.rpartition(".")[0]: name for name in images}
-    classes: dict[str, str] = {}
-    try:
-        lines = path.read_text().splitlines()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {reason(error)}") from None
-    for number, line in enumerate(lines, start=1):
-        parts = [part for part in re.split(r"[,\s]+", line.strip()) if part]
-        if not parts or parts[0] == _CSV_TITLE:
-            continue
-        if len(parts) < 2:
-            raise UserError(f"{path}: line {number} is not `NAME CLASS`")
-        if parts[0] not in names:
-            raise UserError(f"{path}: line {number} names {parts[0]}, which is not in the folder")
-        if names[parts[0]] in classes:
-            raise UserError(f"{path}: line {number} gives {parts[0]} a second class")
-        classes[names[parts[0]]] = parts[1]
-    return classes

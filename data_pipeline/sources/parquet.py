@@ -1,8 +1,8 @@
 """Parquet files of images as Hugging Face's datasets writes them.
 
-The column `image` holds structs of `bytes` and `path`, or the bytes themselves; `label` (or
-`labels`, `fine_label`) holds integers. Class names come from the schema's metadata where it has
-them. Needs pyarrow, the extra `parquet`.
+The column `image` holds structs of `bytes` and `path`, or the bytes themselves; `label` holds
+integers; `columns` has the other usual names. Class names come from the schema's metadata or a list
+beside the files. Needs pyarrow, the extra `parquet`.
 
 Usage:
     source = ParquetSource("imagenet-1k/data/train-*.parquet")
@@ -19,29 +19,24 @@ from etils import epath
 import numpy as np
 
 from data_pipeline.errors import UserError
-from data_pipeline.sources.base import (
-    MAX_LABEL,
-    UNLABELED,
-    EncodedImage,
-    digest_of,
-    expand,
-    numbered_classes,
-    reason,
-)
+from data_pipeline.sources.base import MAX_LABEL, UNLABELED, EncodedImage, digest_of, expand
+from data_pipeline.sources.class_order import numbered, read_class_list
+from data_pipeline.sources.columns import IMAGES, LABELS, USUAL, Columns, pick
+from data_pipeline.system_errors import reason, unreadable
 
-_LABELS = ("label", "labels", "fine_label")
 _GROUPS_IN_MEMORY = 4  # A row group of ImageNet's is a thousand images, 100 MB.
 
 
 class ParquetSource:
     """The rows of parquet files, in the order of the files and within them."""
 
-    def __init__(self, path: str, *, unlabeled: bool = False):
+    def __init__(self, path: str, *, unlabeled: bool = False, columns: Columns = USUAL):
         """Reads the files' schemas and labels.
 
         Args:
             path: a file, a folder of .parquet files or a pattern; local or gs://.
             unlabeled: whether labels are left alone, and all rows are of one class.
+            columns: the names of the columns, where they are not the usual ones.
 
         Raises:
             UserError: pyarrow is missing; a file is missing or damaged, or lacks the columns; or
@@ -49,13 +44,11 @@ class ParquetSource:
         """
         self._pyarrow = _pyarrow()
         self._unlabeled = unlabeled
-        folder = epath.Path(path).expanduser()
-        self._paths = expand(f"{path.rstrip('/')}/*.parquet" if folder.is_dir() else path)
-        splits = sorted({p.name.partition("-")[0] for p in self._paths if "-of-" in p.name})
-        if len(splits) > 1:
-            raise UserError(f"{path}: holds the splits {', '.join(splits)}; name one by a pattern")
+        self._columns = columns
+        self._paths = expand(path, ".parquet")
         self.name = f"parquet:{path.rstrip('/').rpartition('/')[2]}"
         self._groups: list[tuple[int, int]] = []  # (file, row group within it)
+        self._images: list[str] = []  # By file.
         sizes, labels, names = [], [], None
         for number, file in enumerate(self._paths):
             group_sizes, file_labels, file_names = self._index(file)
@@ -69,10 +62,8 @@ class ParquetSource:
         self._labels = np.concatenate(labels)
         if not len(self._labels):
             raise UserError(f"{path}: no rows")
-        largest = int(self._labels.max())
-        if names is not None and largest >= len(names):
-            raise UserError(f"{path}: label {largest} is not one of {len(names)} classes")
-        self.class_names = names or numbered_classes(self._labels)
+        names = names or read_class_list(self._paths[0].parent)
+        self.class_names = numbered(self._labels, names, path)
         content = (file.stat().length for file in self._paths)
         self.digest = digest_of((self.class_names, sizes, self._labels.tolist(), *content))
         self._lock = threading.Lock()
@@ -102,15 +93,14 @@ class ParquetSource:
         """Row group sizes, labels [n] int32 and class names of a file."""
         with self._opened(path) as file:
             schema = file.schema_arrow
-            label = next((name for name in _LABELS if name in schema.names), None)
-            if "image" not in schema.names or (label is None and not self._unlabeled):
-                raise UserError(
-                    f"{path}: the columns are {', '.join(schema.names)[:200]}; it needs `image` and"
-                    " `label` (see --unlabeled)"
-                )
-            self._check_image_type(path, schema.field("image").type)
+            names = schema.names
+            self._images.append(pick(names, IMAGES, self._columns.image, "image", path))
+            label = (
+                None if self._unlabeled else pick(names, LABELS, self._columns.label, "label", path)
+            )
+            self._check_image_type(path, schema.field(self._images[-1]).type)
             sizes = [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)]
-            if label is None or self._unlabeled:
+            if label is None:
                 return sizes, np.zeros(sum(sizes), np.int32), (UNLABELED,)
             if not self._pyarrow.types.is_integer(schema.field(label).type):
                 raise UserError(f"{path}: {label} is {schema.field(label).type}, it needs integers")
@@ -123,8 +113,8 @@ class ParquetSource:
                     f"{path}: {label} runs from {labels.min()} to {labels.max()}; it must lie in"
                     f" 0 .. {MAX_LABEL - 1} (-1 marks a split without labels; see --unlabeled)"
                 )
-            names = _class_names(schema.metadata or {}, label)
-        return sizes, labels.astype(np.int32), names
+            listed = _class_names(schema.metadata or {}, label)
+        return sizes, labels.astype(np.int32), listed
 
     def _check_image_type(self, path: epath.Path, kind: Any) -> None:
         types = self._pyarrow.types
@@ -135,8 +125,9 @@ class ParquetSource:
 
     def _read_group(self, group: int) -> Any:
         number, within = self._groups[group]
+        name = self._images[number]
         with self._opened(self._paths[number]) as file:
-            column = file.read_row_group(within, columns=["image"]).column("image")
+            column = file.read_row_group(within, columns=[name]).column(name)
         return column
 
     @contextlib.contextmanager
@@ -147,14 +138,14 @@ class ParquetSource:
         try:
             with path.open("rb") as raw, parquet.ParquetFile(raw) as file:
                 yield file
+        except (OSError, MemoryError) as error:
+            raise unreadable(path, error) from None
         # Damage shows as any of these, depending on where it lies.
         except (
             self._pyarrow.ArrowException,
-            OSError,
             ValueError,
             KeyError,
             OverflowError,
-            MemoryError,
         ) as error:
             raise UserError(f"{path}: not a readable parquet file: {reason(error)}") from None
 

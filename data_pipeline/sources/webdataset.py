@@ -1,8 +1,9 @@
 """Tar shards in the WebDataset form: files that share a name up to its first dot are one sample.
 
-A sample is an image (.jpg, .jpeg, .png or .webp) and its label: a .cls file with a number, or a
-.json file whose `label` or `cls` is one. Other files are left alone. The archives are never
-unpacked: their headers are read once, and each image where it lies.
+A sample is an image (.jpg, .png, .webp and so on) and its label: a .cls file with a number, or a
+.json file whose `label` or `cls` is one; `columns` has the other usual keys. Other files are left
+alone. Class names come from a list beside the shards. The archives are never unpacked: their
+headers are read once, and each image where it lies.
 
 Usage:
     source = WebDatasetSource("shards/train-{000000..001281}.tar")
@@ -11,23 +12,19 @@ Usage:
 import itertools
 import json
 import tarfile
-from typing import IO
+from typing import IO, Any
 
 from etils import epath
 import numpy as np
 
 from data_pipeline.errors import UserError
-from data_pipeline.sources.base import (
-    MAX_LABEL,
-    UNLABELED,
-    EncodedImage,
-    digest_of,
-    expand,
-    numbered_classes,
-    reason,
-)
+from data_pipeline.images import SUFFIXES
+from data_pipeline.sources.base import MAX_LABEL, UNLABELED, EncodedImage, digest_of, expand
+from data_pipeline.sources.class_order import numbered, read_class_list
+from data_pipeline.sources.columns import LABELS, USUAL, Columns, pick
+from data_pipeline.system_errors import reason, unreadable
+from data_pipeline.whole_files import failures
 
-_IMAGES = ("jpg", "jpeg", "png", "webp")
 _BLOCK = 512
 _MAX_LABEL_BYTES = 1 << 20
 
@@ -35,23 +32,24 @@ _MAX_LABEL_BYTES = 1 << 20
 class WebDatasetSource:
     """The samples of tar shards, in the order of the shards and within them."""
 
-    def __init__(self, pattern: str, *, unlabeled: bool = False):
+    def __init__(self, pattern: str, *, unlabeled: bool = False, columns: Columns = USUAL):
         """Reads the shards' headers and labels.
 
         Args:
-            pattern: the shards; see `base.expand`.
+            pattern: the shards, or their folder; see `base.expand`.
             unlabeled: whether labels are left alone, and all samples are of one class.
+            columns: the endings of the images' files; the ending of the labels' or a key of .json.
 
         Raises:
             UserError: a shard is missing, truncated or damaged, or a sample lacks its image or
                 its label.
         """
-        self._paths = expand(pattern)
+        self._paths = expand(pattern, ".tar")
         self.name = f"webdataset:{pattern.rpartition('/')[2]}"
         # Arrays, since a million tuples would take ten times the memory.
         shards, names, rows = [], [], []
         for number, path in enumerate(self._paths):
-            for name, row in _index_shard(path, unlabeled):
+            for name, row in _index_shard(path, unlabeled, columns):
                 shards.append(number)
                 names.append(name)
                 rows.append(row)
@@ -60,7 +58,8 @@ class WebDatasetSource:
         self._shards = np.array(shards, np.int32)
         self._names = names
         self._rows = np.array(rows, np.int64)  # offset, size, label
-        self.class_names = (UNLABELED,) if unlabeled else numbered_classes(self._rows[:, 2])
+        listed = (UNLABELED,) if unlabeled else read_class_list(self._paths[0].parent)
+        self.class_names = numbered(self._rows[:, 2], listed, pattern)
         content = zip(names, self._rows[:, 1:].tolist(), strict=True)
         self.digest = digest_of(itertools.chain((len(self._paths),), content))
 
@@ -75,8 +74,8 @@ class WebDatasetSource:
             try:
                 with path.open("rb") as file:
                     images += [self._read(file, index) for index in group]
-            except OSError as error:
-                raise UserError(f"{path}: cannot be read: {reason(error)}") from None
+            except failures() as error:
+                raise unreadable(path, error) from None
         return images
 
     def _read(self, file: IO[bytes], index: int) -> EncodedImage:
@@ -85,7 +84,9 @@ class WebDatasetSource:
         return EncodedImage(file.read(size), label, self._names[index])
 
 
-def _index_shard(path: epath.Path, unlabeled: bool) -> list[tuple[str, tuple[int, int, int]]]:
+def _index_shard(
+    path: epath.Path, unlabeled: bool, columns: Columns
+) -> list[tuple[str, tuple[int, int, int]]]:
     """Name, and offset, size and label, of every sample of a shard."""
     samples: dict[str, dict[str, tarfile.TarInfo]] = {}
     try:
@@ -102,10 +103,12 @@ def _index_shard(path: epath.Path, unlabeled: bool) -> list[tuple[str, tuple[int
             return [
                 (image.name, (image.offset_data, image.size, label))
                 for key, files in samples.items()
-                for image in [_image(path, key, files)]
-                for label in [0 if unlabeled else _label_of(path, file, key, files)]
+                for image in [_image(path, key, files, columns.image)]
+                for label in [0 if unlabeled else _label_of(path, file, key, files, columns.label)]
             ]
-    except (OSError, ValueError, OverflowError, tarfile.TarError) as error:
+    except failures(MemoryError) as error:
+        raise unreadable(path, error) from None
+    except (ValueError, OverflowError, tarfile.TarError) as error:
         raise UserError(f"{path}: not a readable tar archive: {reason(error)}") from None
 
 
@@ -129,42 +132,59 @@ def _members(path: epath.Path, file: IO[bytes]) -> list[tarfile.TarInfo]:
     return members
 
 
-def _image(path: epath.Path, key: str, files: dict[str, tarfile.TarInfo]) -> tarfile.TarInfo:
+def _image(
+    path: epath.Path, key: str, files: dict[str, tarfile.TarInfo], given: str
+) -> tarfile.TarInfo:
     """The one image of a sample."""
-    images = [files[extension] for extension in _IMAGES if extension in files]
+    endings = (given.lower(),) if given else SUFFIXES
+    images = [files[ending] for ending in endings if ending in files]
     if len(images) != 1:
-        raise UserError(f"{path}: sample {key} has {len(images)} images, it needs one")
+        raise UserError(
+            f"{path}: sample {key} has {len(images)} images, it needs one; its files end in"
+            f" {', '.join(sorted(files))}; --image_column names the images' ending"
+        )
     return images[0]
 
 
 def _label_of(
-    path: epath.Path, file: IO[bytes], key: str, files: dict[str, tarfile.TarInfo]
+    path: epath.Path, file: IO[bytes], key: str, files: dict[str, tarfile.TarInfo], given: str
 ) -> int:
     """The label of a sample."""
-    for extension in ("cls", "json"):
-        if extension not in files:
+    for ending in dict.fromkeys((given.lower() or "cls", "json")):
+        if ending not in files:
             continue
-        member = files[extension]
+        member = files[ending]
         if member.size > _MAX_LABEL_BYTES:
             raise UserError(f"{path}: {member.name} has {member.size} bytes, too many for a label")
         file.seek(member.offset_data)
-        label = _label(file.read(member.size), extension)
-        if label is not None:
-            return label
+        content = file.read(member.size)
+        if ending == "json" and given.lower() != "json":
+            value = _in_json(f"{path}: {member.name}", content, given)
+        else:
+            value = _number(content)
+        if type(value) is int and 0 <= value < MAX_LABEL:
+            return value
     raise UserError(
-        f"{path}: sample {key} has no label: no .cls file with a number from 0 to {MAX_LABEL - 1}"
-        " and no .json file whose `label` or `cls` is one; see --unlabeled"
+        f"{path}: sample {key} has no label: no .{given or 'cls'} file with a number from 0 to"
+        f" {MAX_LABEL - 1} and no .json file whose `{given or 'label'}` is one; see --label_column"
+        " and --unlabeled"
     )
 
 
-def _label(content: bytes, extension: str) -> int | None:
-    """The label in a .cls or .json file, or None."""
+def _number(content: bytes) -> int | None:
     try:
-        if extension == "cls":
-            value = int(content.decode("ascii"))
-        else:
-            fields = json.loads(content)
-            value = fields.get("label", fields.get("cls"))
-    except (AttributeError, ValueError, RecursionError):
+        return int(content.decode("ascii"))
+    except ValueError:
         return None
-    return value if type(value) is int and 0 <= value < MAX_LABEL else None
+
+
+def _in_json(where: str, content: bytes, given: str) -> Any:
+    """The label in a .json file, or None."""
+    try:
+        fields = json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+    numbers = [key for key in fields if type(fields[key]) is int] if type(fields) is dict else []
+    if not set(numbers) & ({given} if given else set(LABELS)):
+        return None
+    return fields[pick(numbers, LABELS, given, "label", where)]

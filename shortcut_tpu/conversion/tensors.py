@@ -19,8 +19,9 @@ from ml_collections import ConfigDict
 import numpy as np
 import safetensors.numpy
 
-from data_pipeline.autoencoders.weights import fitted, read_safetensors, unreadable
+from data_pipeline.autoencoders.weights import fitted, read_safetensors
 from data_pipeline.errors import UserError
+from data_pipeline.system_errors import unreadable
 from shortcut_tpu.experiment import Experiment
 from shortcut_tpu.loading import Run
 from shortcut_tpu.models import Params

@@ -21,8 +21,9 @@ from typing import Any
 from etils import epath
 import numpy as np
 
-from data_pipeline.autoencoders.weights import fitted, sha256, unreadable
+from data_pipeline.autoencoders.weights import fitted, sha256
 from data_pipeline.errors import UserError
+from data_pipeline.system_errors import unreadable
 from data_pipeline.torch_archive import read_torch_archive
 from shortcut_tpu.evaluation import inception
 from shortcut_tpu.pickles import read_pickle

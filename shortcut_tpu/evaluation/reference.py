@@ -21,8 +21,8 @@ import zipfile
 from etils import epath
 import numpy as np
 
-from data_pipeline.autoencoders.weights import unreadable
 from data_pipeline.errors import UserError
+from data_pipeline.system_errors import raise_if_system, unreadable
 from shortcut_tpu.evaluation.distances import Gaussian, Moments
 from shortcut_tpu.evaluation.features import Features
 
@@ -196,7 +196,9 @@ def read_arrays(path: epath.PathLike, skip: tuple[str, ...] = ()) -> dict[str, n
     try:
         with epath.Path(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files if name not in skip}
-    except FileNotFoundError as error:
-        raise unreadable(path, error) from None
-    except (OSError, EOFError, ValueError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+    except (
+        *(OSError, MemoryError),
+        *(EOFError, ValueError, TypeError, AttributeError, zipfile.BadZipFile),
+    ) as error:
+        raise_if_system(path, error)
         raise UserError(f"{path}: not a readable npz archive: {error}") from None

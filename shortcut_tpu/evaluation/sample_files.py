@@ -19,6 +19,7 @@ import zipfile
 import numpy as np
 
 from data_pipeline.errors import UserError
+from data_pipeline.system_errors import raise_if_system
 
 _ARRAY = "arr_0.npy"
 _CHUNK = 1 << 24
@@ -46,6 +47,7 @@ class SampleReader:
         except KeyError:
             raise UserError(f"{path}: holds no array `arr_0` of images") from None
         except (OSError, ValueError, zipfile.BadZipFile) as error:
+            raise_if_system(path, error)
             raise UserError(f"{path}: not a readable npz archive: {error}") from None
         if dtype != np.uint8 or fortran or len(self.shape) != 4 or not self.shape[0]:
             raise UserError(f"{path}: arr_0 is {dtype} {self.shape}, it needs uint8 [N, H, W, C]")
@@ -72,6 +74,7 @@ class SampleReader:
             try:
                 content = self._file.read(count * image)
             except (OSError, EOFError, zipfile.BadZipFile) as error:
+                raise_if_system(self._path, error)
                 raise UserError(f"{self._path}: is damaged: {error}") from None
             if len(content) != count * image:
                 raise UserError(f"{self._path}: ends within image {start + len(content) // image}")

@@ -17,6 +17,7 @@ from typing import Any
 
 from etils import epath
 
+from data_pipeline.system_errors import raise_if_system
 from data_pipeline.whole_files import failures
 from shortcut_tpu.evaluation.sums import Sums
 from shortcut_tpu.observability.console import say
@@ -45,7 +46,11 @@ class Unfinished:
         return time.monotonic() - self._saved >= self._every_seconds
 
     def load(self, name: str) -> Sums | None:
-        """The sums of this name, if there are any and they are whole."""
+        """The sums of this name, if there are any and they are whole.
+
+        Raises:
+          UserError: the system cannot read them.
+        """
         path = self._folder / f"{name}.npz"
         if not path.exists():
             return None
@@ -53,6 +58,7 @@ class Unfinished:
             return Sums.from_bytes(path.read_bytes())
         # A damaged archive can end in almost any exception, and nothing is lost but time.
         except Exception as error:
+            raise_if_system(path, error)
             say(f"{path}: is damaged ({error}); these samples are made again")
             return None
 

@@ -3,11 +3,15 @@
 import io
 from pathlib import Path
 import struct
+import sys
+import types
+import zlib
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 import pytest
 
+from data_pipeline import images
 from data_pipeline.images import RESIZES, Preprocessing, RejectedImageError
 from tests.golden.odd_images import odd_images
 
@@ -119,6 +123,95 @@ def test_damaged_exif_leaves_the_picture():
     assert np.array_equal(seen(data), PICTURE)
 
 
+def chunks(data: bytes, *more: tuple[bytes, bytes]) -> bytes:
+    """A PNG with more chunks behind its header."""
+    made = b"".join(
+        struct.pack(">I", len(content))
+        + kind
+        + content
+        + struct.pack(">I", zlib.crc32(kind + content))
+        for kind, content in more
+    )
+    return data[:33] + made + data[33:]
+
+
+PROFILE = b"icc\0\0" + zlib.compress(bytes(64 << 20))
+TEXT = b"Comment\0\0" + zlib.compress(bytes(4 << 20))
+SEGMENT = b"\xff\xe2\xff\xffICC_PROFILE\0\x01\xff" + bytes(65519)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        [(b"iCCP", PROFILE)],
+        [(b"zTXt", TEXT)] * 30,
+        [(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(bytes(2 << 20)))],
+        [(b"pHYs", b"x"), (b"gAMA", b""), (b"cHRM", b"1")],
+    ],
+)
+def test_metadata_of_a_png_decide_about_nothing(more):
+    """Pillow refuses the picture over each of them but the last."""
+    data = chunks(file(Image.fromarray(PICTURE)), *more)
+    assert np.array_equal(seen(data), PICTURE)
+    turned = Image.Exif()
+    turned[0x0112] = 3
+    stored = Image.fromarray(np.ascontiguousarray(PICTURE[::-1, ::-1]))
+    assert np.array_equal(seen(chunks(file(stored, exif=turned), *more)), PICTURE)
+    alpha = Image.fromarray(np.dstack([PICTURE, np.zeros((64, 64), np.uint8)]))
+    assert (seen(chunks(file(alpha), *more)) == 255).all()
+
+
+@pytest.mark.parametrize(
+    "segment",
+    [
+        SEGMENT * 9,
+        b"\xff\xe2\x00\x08MPF\0II" * 2,
+        b"\xff\xed\x00\x14Photoshop 3.0\0" + b"8B",
+        b"\xff\xe1\x00\x10Exif\0\0II*\0\xff\xff\xff\xff",
+        b"\xff\xfe\x00\x05\xff\xff\xff",
+    ],
+)
+def test_metadata_of_a_jpeg_decide_about_nothing(segment):
+    plain = file(Image.fromarray(PICTURE), "JPEG", quality=95)
+    assert np.array_equal(seen(plain[:2] + segment + plain[2:]), seen(plain))
+
+
+@pytest.mark.parametrize("form", ["AVIF", "JPEG2000", "PPM", "ICO", "PCX", "SGI", "DDS"])
+def test_other_forms_of_pillow_are_read(form):
+    options = {"AVIF": {"quality": 100, "subsampling": "4:4:4"}}.get(form, {})
+    data = file(Image.fromarray(PICTURE), form, **options)
+    assert np.abs(seen(data) - PICTURE).max() <= (40 if form == "AVIF" else 0)
+    assert np.abs(seen(data) - PICTURE).mean() < 3
+
+
+def test_heic_is_read_through_its_plugin(monkeypatch):
+    """A stand-in for pillow-heif, which registers a form of its own."""
+
+    class Opened(ImageFile.ImageFile):
+        format = "HEIF"
+
+        def _open(self):
+            self._mode, self._size = "RGB", (64, 64)
+
+        def load(self):
+            self.im = Image.fromarray(PICTURE).im
+            return super(ImageFile.ImageFile, self).load()
+
+    heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
+    plugin = types.SimpleNamespace(
+        register_heif_opener=lambda: Image.register_open(
+            "HEIF", Opened, lambda data: data[4:8] == b"ftyp"
+        )
+    )
+    monkeypatch.setitem(sys.modules, "pillow_heif", plugin)
+    monkeypatch.setitem(Image.OPEN, "HEIF", None)
+    images._formats.cache_clear()
+    try:
+        assert np.array_equal(seen(heic), PICTURE)
+    finally:
+        images._formats.cache_clear()
+
+
 @pytest.mark.parametrize("form", ["GIF", "PNG", "WEBP"])
 def test_the_first_frame_of_an_animation(form):
     frames = [Image.new("RGB", (64, 64), color) for color in ("red", "lime", "blue")]
@@ -132,7 +225,9 @@ def test_the_first_frame_of_an_animation(form):
     [
         (b"", "empty file"),
         (b"hello, I am no image", "no image of a known format"),
-        (file(Image.fromarray(PICTURE), "PPM"), "no image of a known format"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "no image of a known format"),
+        (file(Image.fromarray(PICTURE), "TGA"), "no image of a known format"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "pip install pillow-heif"),
         (file(Image.fromarray(PICTURE))[:2000], "damaged"),
         (file(Image.fromarray(PICTURE), "JPEG")[:900], "damaged: .*truncated"),
         (file(Image.new("F", (64, 64)), "TIFF"), "mode F have no known range"),

@@ -59,6 +59,27 @@ def test_labels_that_are_none(data, text, message):
         parse_labels(text, data)
 
 
+@pytest.mark.parametrize(
+    ("names", "text", "labels"),
+    [
+        ([str(n) for n in range(12)], "2,10", [2, 10]),
+        (["2", "10"], "2,10", [0, 1]),
+        (["2", "10"], "label:1,class:2", [1, 0]),
+        (["1", "2", "3"], "class:3,3,label:0", [2, 2, 0]),
+        (["1", "2", "3"], "1", None),
+    ],
+)
+def test_numbers_of_numbered_classes(tmp_path, digits_path, names, text, labels):
+    """A number that is one class's label and another's name is asked about."""
+    dataclasses.replace(Manifest.load(digits_path), class_names=names).save(tmp_path)
+    data = {"num_classes": len(names), "path": str(tmp_path)}
+    if labels is None:
+        with pytest.raises(UserError, match="'1' may be any of 0, 1; give label:0 or class:NAME"):
+            parse_labels(text, data)
+    else:
+        assert parse_labels(text, data) == labels
+
+
 def test_names_need_the_records():
     with pytest.raises(UserError, match="cannot be read .*give numbers"):
         parse_labels("goldfish", {"num_classes": 4, "path": "nowhere"})

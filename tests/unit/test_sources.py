@@ -101,7 +101,7 @@ def make(path: Path, **files: bytes) -> Path:
         ({"x": b"", "labels_dot_txt": b"x 1\nx 2\n"}, None, "line 2 gives x a second class"),
         ({"x": b"", "labels_dot_txt": b"z 1\n"}, None, "line 1 names z, which is not in"),
         ({"x": b"", "y": b"", "labels_dot_txt": b"x 1\n"}, None, "does not list y"),
-        ({"x": b"", "labels_dot_txt": b"\xff 1\n"}, None, "cannot be listed"),
+        ({"x": b"", "labels_dot_txt": b"\xff 1\n"}, None, "is no UTF-8 text"),
         ({"x": b"", "labels_dot_txt": b"", "labels_dot_csv": b""}, None, "more than one list"),
         ({"x": b""}, "nowhere.txt", "nowhere.txt: cannot be read: No such file"),
         ({"a__x": b""}, "nowhere.txt", "has class folders, so --labels"),

@@ -38,37 +38,44 @@ class Gaussian:
 
 @dataclasses.dataclass(frozen=True)
 class GaussianStatistics:
-    """Sums from which mean and covariance follow; adding rows in any order gives the same.
+    """Sums from which mean and covariance follow.
+
+    They are of the rows less the first one: sums of squares of the rows themselves lose all digits
+    of a spread that is small beside the mean. The first row is the same however rows are batched.
 
     Attributes:
       count: rows so far.
-      total: [F] sum of the rows.
+      shift: [F], the first row; zeros before there is one.
+      total: [F] sum of the shifted rows.
       outer: [F, F] sum of their outer products.
     """
 
     count: int
+    shift: np.ndarray
     total: np.ndarray
     outer: np.ndarray
 
     @classmethod
     def empty(cls, features: int) -> "GaussianStatistics":
-        return cls(0, np.zeros(features), np.zeros((features, features)))
+        return cls(0, np.zeros(features), np.zeros(features), np.zeros((features, features)))
 
     def add(self, features: np.ndarray) -> "GaussianStatistics":
         """With the rows [N, F] of any float dtype added."""
         rows = features.astype(np.float64)
+        shift = self.shift if self.count or not len(rows) else rows[0]
+        rows = rows - shift
         return GaussianStatistics(
-            self.count + len(rows), self.total + rows.sum(0), self.outer + rows.T @ rows
+            self.count + len(rows), shift, self.total + rows.sum(0), self.outer + rows.T @ rows
         )
 
     @property
     def mean(self) -> np.ndarray:
-        return self.total / self.count
+        return self.shift + self.total / self.count
 
     @property
     def covariance(self) -> np.ndarray:
         """The unbiased covariance, divided by count - 1."""
-        centred = self.outer - self.count * np.outer(self.mean, self.mean)
+        centred = self.outer - np.outer(self.total, self.total) / self.count
         return centred / (self.count - 1)
 
 

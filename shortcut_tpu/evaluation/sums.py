@@ -81,8 +81,8 @@ class Sums:
         """All of it as an npz archive."""
         arrays: dict[str, np.ndarray] = {}
         for name, sums in self.gaussians.items():
-            arrays[f"{name}/count"] = np.array(sums.count)
-            arrays[f"{name}/total"], arrays[f"{name}/outer"] = sums.total, sums.outer
+            for field in dataclasses.fields(sums):
+                arrays[f"{name}/{field.name}"] = np.asarray(getattr(sums, field.name))
         if self.classes is not None:
             for field in dataclasses.fields(self.classes):
                 arrays[f"classes/{field.name}"] = np.asarray(getattr(self.classes, field.name))
@@ -100,7 +100,8 @@ class Sums:
         names = [name.split("/")[0] for name in arrays if name.endswith("/outer")]
         gaussians = {
             name: GaussianStatistics(
-                int(arrays[f"{name}/count"]), arrays[f"{name}/total"], arrays[f"{name}/outer"]
+                int(arrays[f"{name}/count"]),
+                *(arrays[f"{name}/{part}"] for part in ("shift", "total", "outer")),
             )
             for name in names
         }

@@ -21,6 +21,7 @@ from shortcut_tpu.evaluation.distances import (
     inception_score,
 )
 from shortcut_tpu.evaluation.manifold import precision_recall
+from shortcut_tpu.evaluation.sums import Sums
 from tests.golden.seeded_features import logits, reference, samples
 
 ROOT = Path(__file__).parents[2]
@@ -44,14 +45,11 @@ def test_agrees_with_scipys_matrix_square_root():
 
 def test_independent_axes_have_a_closed_form():
     """For diagonal covariances it is |m_a - m_b|^2 + sum (s_a - s_b)^2."""
-    count = 1000
     mean_a, mean_b = np.array([1.0, -2.0, 0.5]), np.zeros(3)
     std_a, std_b = np.array([1.0, 2.0, 0.5]), np.array([0.5, 2.0, 1.5])
 
     def exact(mean, std):
-        covariance = np.diag(std**2)
-        outer = covariance * (count - 1) + count * np.outer(mean, mean)
-        return GaussianStatistics(count, mean * count, outer)
+        return Gaussian(mean, np.diag(std**2))
 
     expected = np.square(mean_a - mean_b).sum() + np.square(std_a - std_b).sum()
     found = frechet_distance(exact(mean_a, std_a), exact(mean_b, std_b))
@@ -75,6 +73,36 @@ def test_statistics_are_numpys_whatever_the_batches():
     for statistics in (whole, parts):
         np.testing.assert_allclose(statistics.mean, exact.mean(0), rtol=1e-12)
         np.testing.assert_allclose(statistics.covariance, np.cov(exact.T), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(("mean", "std"), [(1e6, 0.01), (-1e4, 1e-3), (0.0, 1.0), (1e8, 10.0)])
+def test_a_small_spread_about_a_large_mean_is_kept(mean, std):
+    """Against centred rows, of which numpy takes the moments in two passes."""
+    rng = np.random.default_rng(0)
+    a, b = (mean + std * rng.normal(size=(300, 6)) for _ in range(2))
+    expected = frechet_distance(
+        *(Gaussian((rows - mean).mean(0), np.cov((rows - mean).T)) for rows in (a, b))
+    )
+    assert expected > 0
+    # Splits, and a way through a file and back, change roundings only.
+    parts = GaussianStatistics.empty(6)
+    for part in np.split(a, [0, 1, 100]):
+        parts = parts.add(part)
+        stored = Sums.from_bytes(Sums({"pool": parts}, None).to_bytes())
+        parts = stored.gaussians["pool"]
+    for found in (statistics_of(a), parts):
+        assert frechet_distance(found, statistics_of(b)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_batches_of_other_chip_counts_give_the_same_moments():
+    """The shift is the first row, so that exact sums of integers are equal to the last bit."""
+    rows = np.random.default_rng(0).integers(-99, 99, (64, 4)).astype(np.float32)
+    whole = statistics_of(rows)
+    parts = GaussianStatistics.empty(4)
+    for part in np.split(rows, 8):
+        parts = parts.add(part)
+    for name in ("count", "shift", "total", "outer"):
+        np.testing.assert_array_equal(getattr(parts, name), getattr(whole, name))
 
 
 @pytest.mark.parametrize("package", ["torch-fidelity", "adm"])

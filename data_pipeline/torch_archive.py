@@ -2,19 +2,22 @@
 
 Such a file is a pickle that says what goes where, with the tensors' bytes beside it: in a zip
 archive, or, before torch 1.6, behind the pickle in the same file. A pickle can name any function
-and have it called, so the reader here knows the four names that a dictionary of tensors needs and
-refuses all others.
+and have it called, so the reader here knows the few names that tensors and plain data need, gives
+inert stand-ins for them, and refuses all others.
 
 Usage:
     weights = read_torch_archive("taef2_encoder.pth")  # {"0.weight": [64, 3, 3, 3] float16, ...}
+    checkpoint = read_torch_checkpoint("0400000.pt")   # of a training: {model, ema, opt, args}
+    checkpoint.taken, checkpoint.weights, checkpoint.arguments    # "ema", {...}, {"model": ...}
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+import dataclasses
 import os
 import pickle
 import struct
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 import zipfile
 
 from etils import epath
@@ -22,6 +25,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from data_pipeline.errors import UserError
+from data_pipeline.system_errors import unreadable
+
+R = TypeVar("R")
 
 _DTYPES = {
     "BFloat16Storage": np.dtype(jnp.bfloat16),
@@ -35,6 +41,11 @@ _DTYPES = {
     "LongStorage": np.dtype(np.int64),
     "ShortStorage": np.dtype(np.int16),
 }
+
+# What may hold the weights of a training's checkpoint, the best first.
+_WEIGHTS = ("ema", "ema_state_dict", "model_ema", "model", "state_dict", "model_state_dict")
+# What wrappers of modules put before every name.
+_PREFIXES = ("module.", "_orig_mod.")
 
 # What a file of the older form begins with, as pickled numbers: its mark and its version.
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -74,19 +85,72 @@ class _RebuildTensor:
         return _Tensor(storage, offset, tuple(shape), tuple(strides))
 
 
+class _Inert:
+    """Stands for a function that a pickle may call: whatever it is told, it gives one thing."""
+
+    __slots__ = ("_result",)
+
+    def __init__(self, result: Callable[..., Any]):
+        self._result = result
+
+    def __call__(self, *args: Any) -> Any:
+        return self._result(*args)
+
+
+class Namespace:
+    """Stands for argparse's: holds what a command was told, and does nothing with it."""
+
+    __slots__ = ("values",)
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {}
+
+    def __setstate__(self, state: Any) -> None:
+        self.values = dict(state)
+
+
+def _named() -> dict[tuple[str, str], Any]:
+    """Stand-ins for the names of plain data, made anew for each file."""
+    number = _Inert(lambda *_: None)  # Of numpy: the weights are torch's, and need none.
+    names: dict[tuple[str, str], Any] = {
+        ("collections", "OrderedDict"): OrderedDict,
+        ("collections", "defaultdict"): _Inert(lambda *_: {}),
+        ("torch", "Size"): tuple,
+        ("torch", "device"): _Inert(lambda *parts: ":".join(map(str, parts))),
+        ("torch._utils", "_rebuild_tensor_v2"): _RebuildTensor(),
+        ("torch._utils", "_rebuild_parameter"): _Inert(lambda data, *_: data),
+        ("argparse", "Namespace"): type("Namespace", (Namespace,), {"__slots__": ()}),
+        ("pathlib", "PosixPath"): _Inert(lambda *parts: "/".join(map(str, parts))),
+        ("_codecs", "encode"): _Inert(lambda text, _: text.encode("latin1")),
+        ("numpy", "dtype"): _Inert(lambda *_: _Ignored()),
+    }
+    for core in ("numpy.core", "numpy._core"):
+        names[f"{core}.multiarray", "scalar"] = number
+    return names
+
+
+class _Ignored:
+    """Takes a state, and keeps nothing of it."""
+
+    __slots__ = ()
+
+    def __setstate__(self, _: Any) -> None:
+        pass
+
+
 class _Unpickler(pickle.Unpickler):
-    """Reads the structure of the file; every name but those of a dictionary of tensors is refused.
+    """Reads the structure of the file; every name but those of tensors and plain data is refused.
 
     What it makes are tuples, texts and numbers: nothing with methods that a pickle could call.
     """
 
+    def __init__(self, file: Any):
+        super().__init__(file)
+        self._names = _named()
+
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("collections", "OrderedDict"):
-            return OrderedDict
-        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return _RebuildTensor()
-        if (module, name) == ("torch", "Size"):
-            return tuple
+        if (module, name) in self._names:
+            return self._names[module, name]
         if module == "torch" and name in _DTYPES:
             return name
         raise UserError(f"names {module}.{name}, which weights have no need of; it is not read")
@@ -104,6 +168,21 @@ class _Unpickler(pickle.Unpickler):
         return _Storage(kind, key, size)
 
 
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """What a training wrote.
+
+    Attributes:
+        weights: tensors by name.
+        taken: under what name they lay; "" where the file holds nothing else.
+        arguments: what the training was told, as far as it is plain.
+    """
+
+    weights: dict[str, np.ndarray]
+    taken: str
+    arguments: dict[str, Any]
+
+
 def read_torch_archive(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Reads a dictionary of tensors, such as a module's `state_dict`, that `torch.save` wrote.
 
@@ -118,6 +197,39 @@ def read_torch_archive(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         UserError: the file is missing, truncated, damaged, compressed or big-endian, holds anything
             but tensors by name, or names code.
     """
+    return _read(path, _materialise)
+
+
+def read_torch_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """Reads a dictionary of tensors, or of a training's checkpoint the average of its weights.
+
+    Of a checkpoint that holds no average the weights themselves are taken; the optimizer's state is
+    left alone.
+
+    Raises:
+        UserError: as `read_torch_archive`; or there are no weights.
+    """
+
+    def made(content: Any, read_storage: Callable[[_Storage], bytes]) -> Checkpoint:
+        taken, arguments = "", {}
+        if isinstance(content, dict) and not all(isinstance(v, _Tensor) for v in content.values()):
+            taken = next((name for name in _WEIGHTS if isinstance(content.get(name), dict)), "")
+            if not taken:
+                found = ", ".join(f"{name!s:.40}" for name in content)
+                raise UserError(f"holds {found}, and none of {', '.join(_WEIGHTS)}")
+            told = content.get("args")
+            arguments = told.values if isinstance(told, Namespace) else {}
+            content = content[taken]
+        weights = _materialise(content, read_storage)
+        for prefix in _PREFIXES:
+            if all(name.startswith(prefix) for name in weights):
+                weights = {name.removeprefix(prefix): array for name, array in weights.items()}
+        return Checkpoint(weights, taken, arguments)
+
+    return _read(path, made)
+
+
+def _read(path: str | os.PathLike[str], made: Callable[[Any, Callable[[_Storage], bytes]], R]) -> R:
     try:
         with epath.Path(path).open("rb") as file:
             if zipfile.is_zipfile(file):
@@ -126,11 +238,11 @@ def read_torch_archive(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
             else:
                 file.seek(0)
                 content, read_storage = _open_legacy(file)
-            return _materialise(content, read_storage)
+            return made(content, read_storage)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except (OSError, MemoryError) as error:
+        raise unreadable(path, error) from None
     # A damaged pickle, which the unpickler follows blindly, can end in almost any exception.
     except Exception as error:
         raise UserError(
@@ -170,12 +282,21 @@ def _open_legacy(file: BinaryIO) -> tuple[Any, Callable[[_Storage], bytes]]:
         raise UserError("is of a version or byte order that is not read")
     unpickler = _Unpickler(file)
     content = unpickler.load()
-    kinds = {tensor.storage.key: tensor.storage for tensor in _tensors(content).values()}
+    kinds = {tensor.storage.key: tensor.storage for tensor in _within(content)}
     found: dict[str, bytes] = {}
     for key in _Unpickler(file).load():
         (size,) = struct.unpack("<q", file.read(8))
         found[key] = file.read(size * _DTYPES[kinds[key].kind].itemsize)
     return content, lambda storage: found[storage.key]
+
+
+def _within(content: Any) -> Iterator[_Tensor]:
+    """All tensors of a structure."""
+    if isinstance(content, _Tensor):
+        yield content
+    elif isinstance(content, dict | list | tuple):
+        for value in content.values() if isinstance(content, dict) else content:
+            yield from _within(value)
 
 
 def _tensors(content: Any) -> dict[str, _Tensor]:

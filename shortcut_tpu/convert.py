@@ -7,10 +7,14 @@
   python -m shortcut_tpu.convert --to=jax_export --workdir=runs/digits --steps=1,4 --output=DIR
 
 In: `official`, a pickled checkpoint of shortcut-models, read without running it; `dit` and `sit`,
-state dicts of facebookresearch/DiT and willisma/SiT; `safetensors`, what --to=safetensors wrote,
+state dicts of facebookresearch/DiT and willisma/SiT, or their trainings' checkpoints, whose `ema`
+is taken. Heads leave no trace in a tensor: those of published sizes are known, others are named by
+--config.model.num_heads=N. `safetensors`, what --to=safetensors wrote,
 which needs no --config. Out: `safetensors` with a card in JSON, and `jax_export`, a folder with the
 sampler that jax alone can run. `evaluate` and `sample` then work as on a run that was trained.
 """
+
+from typing import Any
 
 from absl import flags
 from etils import epath
@@ -18,7 +22,7 @@ import jax
 from ml_collections import ConfigDict
 
 from data_pipeline.errors import UserError
-from data_pipeline.torch_archive import read_torch_archive
+from data_pipeline.torch_archive import read_torch_checkpoint
 from shortcut_tpu import command
 from shortcut_tpu.conversion import official, torch_dit
 from shortcut_tpu.conversion.artifact import write_artifact
@@ -32,6 +36,8 @@ from shortcut_tpu.observability.console import say
 
 SOURCES = ("official", "dit", "sit", "safetensors")
 TARGETS = ("safetensors", "jax_export")
+# Positions may be computed, and heads leave no trace in any tensor's shape.
+_UNTOLD = ("model.num_heads", "data.image_size")
 
 
 def define_flags() -> None:
@@ -57,7 +63,10 @@ def main() -> None:
         config, step, params, average = read(source, weights)
         make_run(config, workdir, step, params, average)
         count = sum(leaf.size for leaf in jax.tree.leaves(params))
-        say(f"{workdir}: {config.objective.name}, step {step}, {count / 1e6:.3g}M parameters")
+        say(
+            f"{workdir}: {config.objective.name}, step {step}, {count / 1e6:.3g}M parameters,"
+            f" {config.model.num_heads} heads"
+        )
     else:
         convert(values.to, workdir, epath.Path(command.required("output", "what to write")))
 
@@ -81,16 +90,36 @@ def read(source: str, weights: epath.Path) -> tuple[ConfigDict, int, Params, Par
             torch_dit.configure_sit(config)
     if source == "official":
         step, online, average = official.read_official(weights)
-        require(weights, config, official.official_facts(weights, online))
+        _require(weights, config, official.official_facts(weights, online))
         model = dit_of(config)
         params = official.official_params(weights, online, model)
         return config, step, params, official.official_params(weights, average, model)
-    tensors = read_torch_archive(weights)
-    require(weights, config, torch_dit.torch_dit_facts(weights, tensors))
+    checkpoint = read_torch_checkpoint(weights)
+    if checkpoint.taken:
+        say(f"{weights}: a training's checkpoint, of which its `{checkpoint.taken}` is taken")
+    torch_dit.check_arguments(weights, source, checkpoint.arguments)
+    classes, tensors = config.data.num_classes, checkpoint.weights
+    _require(weights, config, torch_dit.torch_dit_facts(weights, tensors, classes))
     model = dit_of(config)
     params = torch_dit.torch_dit_params(weights, tensors, model, source)
+    if not torch_dit.has_null_label(tensors, classes):
+        say(
+            f"{weights}: of {classes} rows of labels none is for no label; the mean stands for it,"
+            " and guidance has nothing to go from (if the last row is that of no label, give"
+            f" --config.data.num_classes={classes - 1})"
+        )
+    if source == "dit":
+        say("DDIM takes equal steps of time; DiT's own sampler spaces its timesteps otherwise")
     # The files do not say how long they were trained.
     return config, config.train.num_steps, params, params
+
+
+def _require(weights: epath.Path, config: ConfigDict, facts: dict[str, Any]) -> None:
+    """Raises a UserError unless the config is that of the weights, where a shape tells or a size
+    that was published; what nothing tells must have been named."""
+    named = {key for key in _UNTOLD if command.overridden(key)}
+    known = {key: value for key, value in facts.items() if key not in named}
+    require(weights, config, known, [key for key in _UNTOLD if key not in {*named, *facts}])
 
 
 def dit_of(config: ConfigDict) -> DiT:

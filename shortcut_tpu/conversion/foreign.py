@@ -6,7 +6,7 @@ Usage:
   params = assemble(model, parts)
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import os
 from typing import Any
 
@@ -21,8 +21,19 @@ Tensors = Mapping[str, np.ndarray]
 Layer = dict[str, np.ndarray]
 
 
-def require(path: str | os.PathLike[str], config: ConfigDict, facts: Mapping[str, Any]) -> None:
+def require(
+    path: str | os.PathLike[str],
+    config: ConfigDict,
+    facts: Mapping[str, Any],
+    asked: Sequence[str] = (),
+) -> None:
     """Compares the config with what the weights tell.
+
+    Args:
+      path: where they are from.
+      config: what it is to be.
+      facts: keys of the config, and what the weights say of them.
+      asked: keys that nothing tells, and that no one has named.
 
     Raises:
       UserError: they differ; the message holds the overrides that mend it.
@@ -32,8 +43,12 @@ def require(path: str | os.PathLike[str], config: ConfigDict, facts: Mapping[str
         group, name = key.split(".")
         if config[group][name] != found:
             wrong.append(f"--config.{key}={found}")
+    wrong += [f"--config.{key}=N" for key in asked]
     if wrong:
-        raise UserError(f"{path}: the weights are not of this config; give {' '.join(wrong)}")
+        untold = "; N as they were trained with, for nothing in them tells it" if asked else ""
+        raise UserError(
+            f"{path}: the weights are not of this config; give {' '.join(wrong)}{untold}"
+        )
 
 
 def linear(kernel: np.ndarray, bias: np.ndarray, *shape: int) -> Layer:

@@ -30,6 +30,10 @@ from shortcut_tpu.models.dit import DiTConfig
 from shortcut_tpu.models.embeddings import SINUSOID_CHANNELS
 from shortcut_tpu.pickles import read_pickle
 
+# Heads of the published networks by width and depth, and the side of their latents: positions are
+# computed and not stored, so no tensor's shape tells either.
+_PUBLISHED = {(768, 12): (12, 32), (1152, 28): (16, 32)}
+
 # Predicts a loss variance that the official loss does not use.
 _UNUSED = "Embed_0/embedding"
 
@@ -73,14 +77,18 @@ def official_facts(path: str | os.PathLike[str], weights: Tensors) -> dict[str, 
         rows = weights["LabelEmbedder_0/Embed_0/embedding"].shape[0]
     except (IndexError, KeyError, ValueError) as error:
         raise UserError(f"{path}: not the network of shortcut-models: {error}") from None
-    return {
+    depth = sum(name.endswith("MlpBlock_0/Dense_0/kernel") for name in weights)
+    facts: dict[str, Any] = {
         "model.width": width,
-        "model.depth": sum(name.endswith("MlpBlock_0/Dense_0/kernel") for name in weights),
+        "model.depth": depth,
         "model.patch_size": patch,
         "model.mlp_ratio": hidden / width,
         "data.channels": channels,
         "data.num_classes": rows - 1,
     }
+    if (width, depth) in _PUBLISHED:
+        facts["model.num_heads"], facts["data.image_size"] = _PUBLISHED[width, depth]
+    return facts
 
 
 def configure_official(config: ConfigDict) -> None:

@@ -22,6 +22,7 @@ from collections.abc import Mapping
 import os
 from typing import Any
 
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
@@ -41,9 +42,22 @@ from shortcut_tpu.models.embeddings import MAX_PERIOD, SINUSOID_CHANNELS, sincos
 
 _LAST_TIMESTEP = 999
 
+# Heads by width and depth: S, B, L and XL of both repositories, which no tensor's shape tells.
+_HEADS = {(384, 12): 6, (768, 12): 12, (1024, 24): 16, (1152, 28): 16}
+# What SiT's training must have been told; the others' samplers are not ours.
+_SIT = {"path_type": "Linear", "prediction": "velocity"}
 
-def torch_dit_facts(path: str | os.PathLike[str], weights: Tensors) -> dict[str, Any]:
+
+def torch_dit_facts(
+    path: str | os.PathLike[str], weights: Tensors, num_classes: int | None = None
+) -> dict[str, Any]:
     """Keys of the config that the weights tell.
+
+    Args:
+      path: where they are from, for messages.
+      weights: by torch's name.
+      num_classes: of the config. Where the label table has as many rows it has none for no label,
+        as a network has that was trained without label dropout.
 
     Raises:
       UserError: the weights are of another network.
@@ -55,15 +69,27 @@ def torch_dit_facts(path: str | os.PathLike[str], weights: Tensors) -> dict[str,
         side = round(weights["pos_embed"].shape[1] ** 0.5)
     except (IndexError, KeyError, ValueError) as error:
         raise UserError(f"{path}: not a state dict of DiT or SiT: {error}") from None
+    depth = sum(name.endswith("mlp.fc1.weight") for name in weights)
+    heads = _HEADS.get((width, depth))
     return {
         "model.width": width,
-        "model.depth": sum(name.endswith("mlp.fc1.weight") for name in weights),
+        "model.depth": depth,
+        **({"model.num_heads": heads} if heads else {}),
         "model.patch_size": patch,
         "model.mlp_ratio": hidden / width,
         "data.image_size": side * patch,
         "data.channels": channels,
-        "data.num_classes": rows - 1,
+        "data.num_classes": rows if rows == num_classes else rows - 1,
     }
+
+
+def check_arguments(path: str | os.PathLike[str], kind: str, arguments: Mapping[str, Any]) -> None:
+    """Raises a UserError where a training was told what no sampler of ours continues."""
+    for name, expected in _SIT.items() if kind == "sit" else ():
+        if arguments.get(name, expected) != expected:
+            raise UserError(
+                f"{path}: trained with {name}={arguments[name]!s:.40}; only {expected} is read"
+            )
 
 
 def configure_dit(config: ConfigDict) -> None:
@@ -79,7 +105,7 @@ def configure_sit(config: ConfigDict) -> None:
     config.objective.name = "flow_matching"
 
 
-def _shapes(config: DiTConfig, outputs: int) -> dict[str, tuple[int, ...]]:
+def _shapes(config: DiTConfig, outputs: int, rows: int) -> dict[str, tuple[int, ...]]:
     width, patch, hidden = config.width, config.patch_size, int(config.width * config.mlp_ratio)
     layers: dict[str, tuple[int, ...]] = {
         "x_embedder.proj": (width, config.channels, patch, patch),
@@ -97,7 +123,7 @@ def _shapes(config: DiTConfig, outputs: int) -> dict[str, tuple[int, ...]]:
         layers[f"{block}.adaLN_modulation.1"] = (6 * width, width)
     shapes: dict[str, tuple[int, ...]] = {
         "pos_embed": (1, config.num_patches, width),
-        "y_embedder.embedding_table.weight": (config.num_classes + 1, width),
+        "y_embedder.embedding_table.weight": (rows, width),
     }
     for name, shape in layers.items():
         shapes[f"{name}.weight"], shapes[f"{name}.bias"] = shape, shape[:1]
@@ -115,6 +141,17 @@ def reversed_time(kernel: np.ndarray, last: int) -> np.ndarray:
     cos, sin = (f(frequencies * last)[:, None] for f in (np.cos, np.sin))
     of_cos, of_sin = kernel[:half].astype(np.float64), kernel[half:].astype(np.float64)
     return np.concatenate([cos * of_cos + sin * of_sin, sin * of_cos - cos * of_sin])
+
+
+def has_null_label(weights: Tensors, num_classes: int) -> bool:
+    """Whether the label table has a row for no label."""
+    table = weights.get("y_embedder.embedding_table.weight")
+    return table is None or len(table) != num_classes
+
+
+def _with_null(table: np.ndarray, has_null: bool) -> np.ndarray:
+    """A table [classes + 1, D]; the mean stands for a missing row of no label."""
+    return table if has_null else np.concatenate([table, table.mean(0, keepdims=True)])
 
 
 def torch_dit_params(
@@ -138,9 +175,13 @@ def torch_dit_params(
     # With a learned variance there are twice as many.
     final = weights.get("final_layer.linear.bias", np.zeros(0))
     learned = len(final) == 2 * outputs
-    used = fitted(path, weights, _shapes(config, (1 + learned) * outputs))
+    has_null = has_null_label(weights, config.num_classes)
+    rows = config.num_classes + has_null
+    used = fitted(path, weights, _shapes(config, (1 + learned) * outputs, rows))
     side = config.image_size // config.patch_size
-    if np.abs(used["pos_embed"][0] - sincos_2d(width, side)).max() > 1e-4:
+    # In half precision they are rounded.
+    tolerance = max(1e-4, float(jnp.finfo(weights["pos_embed"].dtype).eps))
+    if np.abs(used["pos_embed"][0] - sincos_2d(width, side)).max() > tolerance:
         raise UserError(f"{path}: pos_embed is not of sines and cosines, which the network fixes")
 
     def layer(name: str, *shape: int) -> Layer:
@@ -182,7 +223,9 @@ def torch_dit_params(
             "hidden": {name: np.zeros_like(array) for name, array in time_hidden.items()},
             "out": {name: np.zeros_like(array) for name, array in time_out.items()},
         },
-        "label_embed": {"embedding": used["y_embedder.embedding_table.weight"]},
+        "label_embed": {
+            "embedding": _with_null(used["y_embedder.embedding_table.weight"], has_null)
+        },
         "final": {
             "modulation": layer("final_layer.adaLN_modulation.1", 2, width),
             "project": project,

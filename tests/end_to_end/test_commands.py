@@ -217,6 +217,29 @@ def test_convert_makes_a_run_that_the_other_commands_know(tmp_path):
             (*OFFICIAL, "--workdir=w"),
             "the weights are not of this config; give --config.model.width=12",
         ),
+        (
+            "shortcut_tpu.convert",
+            (
+                *(*OFFICIAL, "--workdir=w", "--config.model.width=12", "--config.model.depth=2"),
+                *("--config.data.channels=2", "--config.data.num_classes=3"),
+            ),
+            "give --config.model.num_heads=N --config.data.image_size=N; N as they were trained",
+        ),
+        (
+            "shortcut_tpu.evaluate",
+            ("--workdir=RUN", "--steps=1", "--steps=2"),
+            "--steps is given twice, 1 and 2; only the last would count",
+        ),
+        (
+            "data_pipeline.encode_latents",
+            ("--output=o", "--source=webdataset:0.tar", "--source=webdataset:1.tar"),
+            "--source is given twice",
+        ),
+        (
+            "launch.local_pod",
+            ("--config=digits", "--config.seed=1", "--config.seed=2"),
+            "--config.seed is given twice, 1 and 2",
+        ),
         ("shortcut_tpu.report", ("--workdir=nowhere",), "nowhere/config.json: no such file"),
         ("shortcut_tpu.convert", ("--workdir=RUN",), "give --from=official|dit|sit|safetensors or"),
         (

@@ -225,6 +225,84 @@ def test_reversed_time_is_the_same_function():
     np.testing.assert_allclose(found, features(k) @ kernel, atol=1e-10)
 
 
+def shapes_only(width, depth, classes=1001):
+    """What the facts are read from, of a network of this size, without its memory."""
+
+    def zeros(*shape):
+        return np.broadcast_to(np.float32(0), shape)
+
+    return {
+        "x_embedder.proj.weight": zeros(width, 4, 2, 2),
+        "y_embedder.embedding_table.weight": zeros(classes, width),
+        "pos_embed": zeros(1, 256, width),
+        **{f"blocks.{n}.mlp.fc1.weight": zeros(4 * width, width) for n in range(depth)},
+    }
+
+
+@pytest.mark.parametrize(
+    ("width", "depth", "heads"),
+    [(384, 12, 6), (768, 12, 12), (1024, 24, 16), (1152, 28, 16)],
+)
+def test_heads_of_the_published_sizes_are_known(width, depth, heads):
+    """S, B, L and XL of arXiv 2212.09748, table 1; SiT has the same."""
+    facts = torch_dit.torch_dit_facts("x", shapes_only(width, depth))
+    assert (facts["model.num_heads"], facts["data.num_classes"]) == (heads, 1000)
+    assert "model.num_heads" not in torch_dit.torch_dit_facts("x", shapes_only(width, depth + 1))
+    config = golden_config(torch_dit.configure_dit)
+    config.model.update(width=width, depth=depth, num_heads=heads + 2)
+    config.data.update(image_size=32, channels=4, num_classes=1000)
+    with pytest.raises(UserError, match=f"give --config.model.num_heads={heads}$"):
+        require("x", config, facts)
+    if (width, depth) in official._PUBLISHED:
+        assert official._PUBLISHED[width, depth] == (heads, 32)
+
+
+def test_what_nothing_tells_is_asked_for():
+    """The golden network has 3 heads, and is of no published size."""
+    config = golden_config(torch_dit.configure_sit)
+    weights = read_torch_archive(STATE_DICT)
+    facts = torch_dit.torch_dit_facts(STATE_DICT, weights)
+    with pytest.raises(UserError, match="give --config.model.num_heads=N; N as they were trained"):
+        require(STATE_DICT, config, facts, ["model.num_heads"])
+    _, online, _ = official.read_official(OFFICIAL)
+    facts = official.official_facts(OFFICIAL, online)
+    assert not {"model.num_heads", "data.image_size"} & set(facts)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16])
+def test_weights_in_half_precision_are_read(devices, dtype):
+    model = Experiment.from_config(golden_config(torch_dit.configure_sit), devices[:1]).model
+    weights = {name: array.astype(dtype) for name, array in read_torch_archive(STATE_DICT).items()}
+    params = torch_dit.torch_dit_params(STATE_DICT, weights, model, "sit")
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype(np.float32)}
+    weights["pos_embed"] = (weights["pos_embed"].astype(np.float32) + 0.02).astype(dtype)
+    with pytest.raises(UserError, match="not of sines and cosines"):
+        torch_dit.torch_dit_params(STATE_DICT, weights, model, "sit")
+
+
+def test_a_label_table_without_a_row_for_none(devices):
+    """The last class stays a class; what stands for none is the mean."""
+    config = golden_config(torch_dit.configure_sit)
+    model = Experiment.from_config(config, devices[:1]).model
+    weights = read_torch_archive(STATE_DICT)
+    name = "y_embedder.embedding_table.weight"
+    whole = weights[name]
+    weights[name] = whole[:3]
+    assert not torch_dit.has_null_label(weights, 3)
+    assert torch_dit.torch_dit_facts(STATE_DICT, weights, 3)["data.num_classes"] == 3
+    table = torch_dit.torch_dit_params(STATE_DICT, weights, model, "sit")["label_embed"]
+    np.testing.assert_array_equal(table["embedding"][:3], whole[:3])
+    np.testing.assert_allclose(table["embedding"][3], whole[:3].mean(0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("told", [{"path_type": "GVP"}, {"prediction": "score"}])
+def test_a_sit_of_another_path_or_prediction_is_refused(told):
+    torch_dit.check_arguments("x", "sit", {"path_type": "Linear", "prediction": "velocity"})
+    torch_dit.check_arguments("x", "dit", told)
+    with pytest.raises(UserError, match="x: trained with (path_type=GVP|prediction=score); only"):
+        torch_dit.check_arguments("x", "sit", told)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -1,5 +1,7 @@
 """Files of torch are read to the bit, and run nothing; the golden ones were written by torch."""
 
+import argparse
+from collections import OrderedDict
 import io
 from pathlib import Path
 import pickle
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.errors import UserError
-from data_pipeline.torch_archive import read_torch_archive
+from data_pipeline.torch_archive import read_torch_archive, read_torch_checkpoint
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -68,7 +70,7 @@ class Evil:
     [
         (exec, ("import pathlib; pathlib.Path(MARK).touch()",), "builtins.exec"),
         (getattr, (dict, "fromkeys"), "builtins.getattr"),
-        (np.dtype, ("float32",), "numpy.dtype"),
+        (np.frombuffer, (b"1234",), "numpy.frombuffer"),
         (shutil.rmtree, ("MARK",), "shutil.rmtree"),
     ],
 )
@@ -175,3 +177,76 @@ def test_other_files_are_refused(tmp_path):
     (tmp_path / "w.txt").write_text("weights, honestly")
     with pytest.raises(UserError, match="w.txt: "):
         read_torch_archive(tmp_path / "w.txt")
+
+
+def inner(pickled: bytes) -> bytes:
+    """A pickle without its header and its end, to stand in another."""
+    return pickled[2:-1]
+
+
+def of_parts(**parts: bytes) -> bytes:
+    """A pickled dictionary of pickled parts."""
+    items = b"".join(b"X" + len(n).to_bytes(4, "little") + n.encode() + p for n, p in parts.items())
+    return b"\x80\x02}(" + items + b"u."
+
+
+ARGUMENTS = argparse.Namespace(
+    model="DiT-XL/2", lr=np.float64(1e-4), sizes=(3, 4), extra=OrderedDict(a=[1]), out=Path("/x")
+)
+
+
+@pytest.mark.parametrize("numpy_core", ["numpy.core", "numpy._core"])
+def test_a_trainings_checkpoint_gives_its_average(tmp_path, numpy_core):
+    """As DiT's and SiT's train.py write it: {model, ema, opt, args}."""
+    arguments = pickle.dumps(ARGUMENTS, protocol=2)
+    arguments = arguments.replace(b"numpy._core", numpy_core.encode())
+    optimizer = pickle.dumps({"state": {0: {"step": 3}}, "param_groups": [{"lr": 0.1}]}, protocol=2)
+    content = of_parts(
+        model=inner(tensor_pickle((2,), (2,), 0)),
+        ema=inner(tensor_pickle((2,), (2,), 1)),
+        opt=inner(optimizer),
+        args=inner(arguments),
+    )
+    path = archive(tmp_path / "0400000.pt", content, data_0=np.arange(4, dtype="<f4").tobytes())
+    found = read_torch_checkpoint(path)
+    assert found.taken == "ema"
+    np.testing.assert_array_equal(found.weights["w"], np.array([1, 3], np.float32))
+    assert found.arguments["model"] == "DiT-XL/2" and found.arguments["sizes"] == (3, 4)
+    # Where exact tensors by name are wanted, it is none.
+    with pytest.raises(UserError, match="holds under 'model' something other than a tensor"):
+        read_torch_archive(path)
+
+
+@pytest.mark.parametrize(
+    ("parts", "taken"),
+    [(("model",), "model"), (("state_dict", "opt"), "state_dict"), (("model", "ema"), "ema")],
+)
+def test_the_best_weights_there_are_are_taken(tmp_path, parts, taken):
+    content = of_parts(**dict.fromkeys(parts, inner(tensor_pickle((4,), (1,)))))
+    path = archive(tmp_path / "x.pt", content, data_0=bytes(16))
+    assert read_torch_checkpoint(path).taken == taken
+
+
+def test_a_checkpoint_without_weights_is_refused(tmp_path):
+    path = archive(tmp_path / "x.pt", pickle.dumps({"opt": {}, "epoch": 3}, protocol=2))
+    with pytest.raises(UserError, match="holds opt, epoch, and none of ema"):
+        read_torch_checkpoint(path)
+
+
+@pytest.mark.parametrize("part", ["args", "ema", "opt"])
+def test_a_checkpoint_runs_nothing_either(tmp_path, part):
+    mark = tmp_path / "mark"
+    code = f"import pathlib; pathlib.Path({str(mark)!r}).touch()"
+    evil = pickle.dumps(Evil(exec, code), protocol=2)
+    content = of_parts(model=inner(tensor_pickle((4,), (1,))), **{part: inner(evil)})
+    with pytest.raises(UserError, match=r"names \S+\.exec, which"):
+        read_torch_checkpoint(archive(tmp_path / "x.pt", content, data_0=bytes(16)))
+    assert not mark.exists()
+
+
+def test_names_of_wrapped_modules_are_those_within(tmp_path):
+    content = tensor_pickle((4,), (1,)).replace(
+        b"X" + (1).to_bytes(4, "little") + b"w", b"X" + (8).to_bytes(4, "little") + b"module.w"
+    )
+    path = archive(tmp_path / "x.pt", content, data_0=bytes(16))
+    assert list(read_torch_checkpoint(path).weights) == ["w"]

@@ -20,6 +20,7 @@ from etils import epath
 import numpy as np
 
 from data_pipeline.errors import UserError
+from data_pipeline.images import SUFFIXES
 from data_pipeline.sources.base import UNLABELED, EncodedImage, digest_of
 from data_pipeline.sources.class_order import CLASS_LISTS, is_split, ordered, read_class_list
 from data_pipeline.sources.label_lists import read_labels
@@ -107,7 +108,7 @@ class ImageFolderSource:
         for path in visible:
             if not path.exists():
                 raise UserError(f"{path}: a link to nothing")
-            if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp"):
+            if path.suffix.lower().removeprefix(".") in SUFFIXES:
                 raise UserError(f"{path}: an image beside class folders: which class is it of?")
 
     def _fingerprint(self) -> Iterator[object]:
@@ -184,7 +185,10 @@ def _list_flat(
 ) -> tuple[list[tuple[str, int]], tuple[str, ...]]:
     """(name, label) of all files of a flat folder, by class and name, and the class names."""
     beside = [name for name in _LABELS if name in names]
-    images = [name for name in names if name not in (*beside, *CLASS_LISTS)]
+    lists = [*beside, *CLASS_LISTS]
+    if labels and epath.Path(labels).resolve().parent == root.resolve():
+        lists.append(epath.Path(labels).name)
+    images = [name for name in names if name not in lists]
     if not images:
         raise UserError(f"{root}: holds no files")
     if not labels and not beside:

@@ -87,6 +87,16 @@ def test_a_stem_of_two_files_names_neither(tmp_path):
         read_labels(path, ["a.png", "a.jpg"], "val")
 
 
+def test_a_list_within_the_folder_is_no_image(tmp_path):
+    """As Hugging Face's metadata.csv lies, whose columns are file_name and more."""
+    for name in FILES:
+        (tmp_path / name).write_bytes(b"x")
+    listed = tmp_path / "metadata.csv"
+    listed.write_text("file_name,label\na.png,x\nb.png,y\nc d.png,y\n")
+    source = open_source(f"imagefolder:{tmp_path}", str(listed))
+    assert (len(source), source.class_names) == (3, ("x", "y"))
+
+
 def test_a_folder_with_such_a_list(tmp_path):
     for name in FILES:
         (tmp_path / name).write_bytes(b"x")

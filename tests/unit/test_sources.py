@@ -96,6 +96,7 @@ def make(path: Path, **files: bytes) -> Path:
         ({}, None, "no such folder"),
         ({"a__x": b"", "b___dot_hidden": b""}, None, "b: no files in this class folder"),
         ({"a__x": b"", "y_dot_JPG": b""}, None, "y.JPG: an image beside class folders"),
+        ({"a__x": b"", "y_dot_avif": b""}, None, "y.avif: an image beside class folders"),
         ({"labels_dot_txt": b""}, None, "holds no files"),
         ({"x": b"", "labels_dot_txt": b"x\n"}, None, "line 1 is not `NAME CLASS`"),
         ({"x": b"", "labels_dot_txt": b"x 1\nx 2\n"}, None, "line 2 gives x a second class"),

@@ -89,6 +89,10 @@ def open_npz(path: str) -> ArraySource:
         raise UserError(f"{path}: not a readable npz archive: {error}") from None
     if images.ndim != 4 or not images.size:
         raise UserError(f"{path}: images has shape {images.shape}, it needs [N, H, W, C]")
+    if images.shape[1] in (1, 3) and 4 < images.shape[2] == images.shape[3]:
+        raise UserError(
+            f"{path}: images has shape {images.shape}, channels first; it needs [N, H, W, C]"
+        )
     if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
         raise UserError(
             f"{path}: labels is {labels.dtype} {labels.shape}, it needs {len(images)} integers"
@@ -101,6 +105,8 @@ def open_npz(path: str) -> ArraySource:
         to_unit = _already_unit
         if not (np.abs(images) <= 1).all():
             raise UserError(f"{path}: images of floats must lie in [-1, 1]")
+        if images.min() >= 0 and images.max() > 0:
+            raise UserError(f"{path}: images lie in [0, 1], black at 0; give 2 x - 1, in [-1, 1]")
     else:
         raise UserError(f"{path}: images is {images.dtype}, it needs uint8 or floats in [-1, 1]")
     names = tuple(str(label) for label in range(int(labels.max()) + 1))

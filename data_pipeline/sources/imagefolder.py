@@ -15,6 +15,7 @@ Usage:
 from collections.abc import Iterator, Sequence
 import concurrent.futures
 import os
+import unicodedata
 
 from etils import epath
 import numpy as np
@@ -141,6 +142,11 @@ def _list_class_folders(
 ) -> list[tuple[str, int]]:
     """(name, label) of all files of all classes."""
     labels = {name: label for label, name in enumerate(class_names)}
+    alike: dict[str, str] = {}
+    for name in class_names:
+        # As a copy from one system to another may leave them.
+        if (other := alike.setdefault(unicodedata.normalize("NFC", name), name)) != name:
+            raise UserError(f"{other} and {name} are one name in two encodings; merge the folders")
     labelled = []
     for folder in folders:
         if folder.name not in labels:

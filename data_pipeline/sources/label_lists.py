@@ -14,6 +14,7 @@ import codecs
 from collections.abc import Iterator, Sequence
 import csv
 import io
+import unicodedata
 
 from etils import epath
 
@@ -82,9 +83,11 @@ def _text(path: epath.Path) -> str:
         raise unreadable(path, error) from None
     utf_16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
-        return content.decode("utf-16" if utf_16 else "utf-8-sig")
+        text = content.decode("utf-16" if utf_16 else "utf-8-sig")
     except UnicodeError:
         raise UserError(f"{path}: is no UTF-8 text; save it as UTF-8") from None
+    # A name may be encoded in two ways, of which a list has one and a disk the other.
+    return unicodedata.normalize("NFC", text)
 
 
 def _known(images: Sequence[str], folder: str) -> dict[str, str]:
@@ -95,9 +98,8 @@ def _known(images: Sequence[str], folder: str) -> dict[str, str]:
     known = {stem: names[0] for stem, names in stems.items() if stem and len(names) == 1}
     known |= {name: name for name in images}
     before = ("./", f"{folder}/", f"./{folder}/")
-    return known | {
-        f"{prefix}{called}": name for called, name in known.items() for prefix in before
-    }
+    known |= {f"{prefix}{called}": name for called, name in known.items() for prefix in before}
+    return {unicodedata.normalize("NFC", called): name for called, name in known.items()}
 
 
 def _understood(lines: list[_Line], known: dict[str, str]) -> tuple[int, int]:

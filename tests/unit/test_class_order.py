@@ -89,6 +89,14 @@ def test_parts_of_a_data_set_are_no_classes(tmp_path, names, unlabeled):
     assert len(open_source(f"imagefolder:{tmp_path}", unlabeled=unlabeled)) == 12 * len(names)
 
 
+def test_one_name_in_two_encodings_is_no_two_classes(tmp_path):
+    for name in ("caf\u00e9", "cafe\u0301"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.png").write_bytes(b"x")
+    with pytest.raises(UserError, match="one name in two encodings"):
+        open_source(f"imagefolder:{tmp_path}")
+
+
 def test_a_class_may_be_named_train(tmp_path):
     WRITERS["folders"](tmp_path, pictures())
     (tmp_path / "ant").rename(tmp_path / "train")

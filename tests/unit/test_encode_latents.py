@@ -268,6 +268,8 @@ def test_output_that_cannot_be_a_folder(tmp_path):
         ({"images": np.zeros((3, 2, 2, 1)), "labels": np.zeros(3)}, "3 integers"),
         ({"images": np.zeros((3, 2, 2, 1)), "labels": np.full(3, -1)}, "int32"),
         ({"images": np.array([None]), "labels": np.zeros(1, int)}, "not a readable npz"),
+        ({"images": np.full((3, 2, 2, 1), 0.5), "labels": np.zeros(3, int)}, "lie in .0, 1."),
+        ({"images": np.zeros((3, 3, 8, 8)), "labels": np.zeros(3, int)}, "channels first"),
     ],
 )
 def test_bad_npz_is_named(tmp_path, arrays, message):

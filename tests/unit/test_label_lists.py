@@ -87,6 +87,13 @@ def test_a_stem_of_two_files_names_neither(tmp_path):
         read_labels(path, ["a.png", "a.jpg"], "val")
 
 
+def test_names_in_another_encoding(tmp_path):
+    """As macOS writes them on its disks."""
+    path = epath.Path(tmp_path / "list")
+    path.write_text("caf\u00e9.png,x\n")
+    assert read_labels(path, ["cafe\u0301.png"], "val") == {"cafe\u0301.png": "x"}
+
+
 def test_a_list_within_the_folder_is_no_image(tmp_path):
     """As Hugging Face's metadata.csv lies, whose columns are file_name and more."""
     for name in FILES:

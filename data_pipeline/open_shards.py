@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 import concurrent.futures
 import os
+import resource
 import threading
 from typing import Any
 
@@ -17,9 +18,9 @@ import numpy as np
 
 from data_pipeline.system_errors import unreadable
 
-# Systems give a process 256 open files and more; a batch seldom meets so many shards.
-_MOST_OPEN = 64
 _THREADS = 16
+# Of the files that a process may have open, shards take a quarter.
+_SHARE = 4
 
 
 class OpenShards:
@@ -75,6 +76,7 @@ class OpenShards:
         with self._lock:
             reader = self._readers.pop(number, None) or ArrayRecordReader(self._paths[number])
             self._readers[number] = reader
-            if len(self._readers) > _MOST_OPEN:
+            most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // _SHARE
+            while len(self._readers) > max(most, _THREADS):
                 self._readers.popitem(last=False)
             return reader

@@ -115,9 +115,9 @@ def prepare_arguments(arguments: Sequence[str]) -> list[str]:
     for argument in arguments:
         key, equals, _ = argument.lstrip("-").partition("=")
         # Launchers hand overrides on word by word.
-        if argument.startswith("-") and key.startswith("config."):
-            if not argument.startswith("--config.") or not equals:
-                raise UserError(f"{argument}: an override is written --{key}=VALUE")
+        written = argument.startswith("--config.") and equals
+        if argument.startswith("-") and key.startswith("config.") and not written:
+            raise UserError(f"{argument}: an override is written --{key}=VALUE")
     for index, argument in enumerate(arguments):
         flag, equals, value = argument.lstrip("-").partition("=")
         if not argument.startswith("-") or flag != "config":

@@ -11,7 +11,7 @@ from etils import epath
 import numpy as np
 import pytest
 
-from data_pipeline import decoding, open_shards, resumable
+from data_pipeline import decoding, resumable
 from data_pipeline.autoencoders import load_autoencoder
 from data_pipeline.encode_latents import encode
 from data_pipeline.errors import PassingError, UserError
@@ -62,7 +62,7 @@ def test_300_shards_are_read_with_few_files_open(records):
     """The same records, whatever the limit; ulimit -n is 256 on some systems."""
     expected = LatentReader(records).read(range(1797))
     reader = LatentReader(records)
-    before = limited(open_shards._MOST_OPEN + 40)
+    before = limited(120)
     try:
         source = BatchSource(reader, seed=0, batch_size=1797, rows=(0, 1797), num_steps=9)
         first = source[0]

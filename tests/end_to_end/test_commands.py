@@ -250,7 +250,7 @@ def test_convert_makes_a_run_that_the_other_commands_know(tmp_path):
                 "--config.data.path=nowhere",
                 "--config.data.source=npz:none",
             ),
-            "none: not a readable npz archive",
+            "none: cannot be read: No such file",
         ),
         ("shortcut_tpu.train", ("--workdir=w",), "--config is missing; there are celebahq256_b"),
         ("shortcut_tpu.train", ("--config=digits",), "--workdir is missing"),

@@ -276,7 +276,8 @@ def _keys() -> ConfigDict:
     # the protocol's.
     config.evaluation.class_balance = Key("", OneOf("", "balanced", "random", "data"))
     # Classifier-free guidance while sampling: a strength for all step counts, such as 1.5, or for
-    # some, such as 128:1.5 or 2,128:1.5 for 1.5 at 128 steps and 2 at all others; 1 for none.
+    # some, such as 128:1.5 or 2,128:1.5 for 1.5 at 128 steps and 2 at all others; 1 for none. A
+    # text, in a file too.
     config.evaluation.guidance = Key("1", Either(GUIDANCE, Real(0)))
     # The times in which samples are guided, start and end; 0 is noise and 1 is data.
     config.evaluation.guidance_interval = Key((0.0, 1.0), Several(Real(0, 1), 2, 2))

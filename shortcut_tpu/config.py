@@ -249,9 +249,15 @@ def _filled(saved: dict[str, Any], defaults: dict[str, Any], prefix: str = "") -
         if isinstance(value, dict)
         and isinstance(defaults.get(key), dict)
         and f"{prefix}{key}." not in _OPEN
-        else value
+        else _as_text(value, defaults.get(key))
         for key, value in saved.items()
     }
+
+
+def _as_text(value: Any, default: Any) -> Any:
+    """A number as text where the key is a text by default, such as a strength of guidance."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return f"{value:g}" if number and isinstance(default, str) else value
 
 
 def differences(before: dict[str, Any], config: ConfigDict) -> list[str]:

@@ -94,3 +94,8 @@ def test_an_earlier_releases_config_gets_the_keys_it_did_not_have():
     assert (found.optimizer.mu_dtype, found.evaluation.features) == ("float32", "")
     assert found.emas.to_dict() == {"evaluation": 0.5}
     assert config_lib.differences(saved, config) == ["emas.evaluation: 0.5 -> 0.999"]
+    # It was a number once.
+    plain = config_lib.load("digits")
+    saved = json.loads(plain.to_json())
+    saved["evaluation"]["guidance"] = 1.0
+    assert config_lib.differences(saved, plain) == []

@@ -287,7 +287,7 @@ def _keys() -> ConfigDict:
     config.comparison.num_steps = Key(0, Whole(0))
     # Pairs that a teacher makes for the methods that train on them, and its steps for one.
     config.comparison.num_pairs = Key(50_000, Whole(1))
-    config.comparison.pair_steps = Key(32, Whole(1))
+    config.comparison.pair_steps = Key(128, Whole(1))
     # The optimizer's peak rate for methods that do not learn at the config's: the name under which
     # a method's hyperparameters stand, and the rate.
     config.comparison.learning_rates = Key({}, Named(Real(0, above=True)))
@@ -301,6 +301,7 @@ def _objectives() -> ConfigDict:
       finest_steps: M, a power of two; the finest step size is 1/M.
       *_share: share of rows of a kind, a unit fraction, strided through the batch.
       guidance: w of the guidance that is in the target; 1 for none.
+      guidance_interval: the times that are guided, start and end, 0 for noise and 1 for data.
       max_guidance: the network is told a guidance strength, drawn from 1 up to this; 1 for none.
       sample_guidance: the strength that samples are then conditioned on.
       label_dropout: share of rows that lose their label.
@@ -369,7 +370,11 @@ def _objectives() -> ConfigDict:
                 "target_ema": Key("target", Text()),
                 "sigma_min": Key(1e-5, Real(0, 1, below=True)),
             },
-            "reflow": {},
+            "reflow": {
+                "finest_steps": Key(128, PowerOfTwo()),
+                "label_dropout": Key(0.1, Real(0, 1)),
+                "sigma_min": Key(1e-5, Real(0, 1, below=True)),
+            },
             # Of the method `get`; a key of that name would hide a method of ConfigDict.
             "equilibrium": {
                 # The weight of an iterate in the loss over that of the next one.
@@ -432,7 +437,8 @@ def _objectives() -> ConfigDict:
                 "finest_steps": Key(128, PowerOfTwo()),
                 "bootstrap_share": Key(0.25, Share()),
                 "clip": Key(4.0, Real(0)),
-                "max_guidance": Key(8.0, Real(1)),
+                "max_guidance": Key(4.5, Real(1)),
+                "guidance_interval": Key((0.3, 1.0), Several(Real(0, 1), 2, 2)),
                 "sample_guidance": Key(1.0, Real(1)),
                 # On flow rows only.
                 "label_dropout": Key(0.1, Real(0, 1)),
@@ -444,6 +450,9 @@ def _objectives() -> ConfigDict:
                 "bootstrap_share": Key(0.25, Share()),
                 # The path from noise to data, smoothstep or variance_preserving.
                 "curve": Key("smoothstep", OneOf("smoothstep", "variance_preserving")),
+                # What the second head learns: the acceleration of the flow, or that of the path to
+                # a row's own data, which is the paper's.
+                "acceleration": Key("flow", OneOf("flow", "path")),
                 # Of the acceleration's error; at 1 equal relative errors of velocity and
                 # acceleration count the same.
                 "acceleration_weight": Key(1.0, Real(0, above=True)),

@@ -76,13 +76,14 @@ def make_train_step(
             state,
             params=params,
             opt_state=opt_state,
-            emas=objective.renewed(
-                update_emas(state.emas, params, ema_decays), state.step, num_steps
-            ),
+            emas=update_emas(state.emas, params, ema_decays),
         )
+        kept = jax.tree.map(lambda new, old: jnp.where(apply, new, old), updated, state)
         state = dataclasses.replace(
-            jax.tree.map(lambda new, old: jnp.where(apply, new, old), updated, state),
+            kept,
             step=state.step + 1,
+            # A change of teacher belongs to the step, whether or not its update is left out.
+            emas=objective.renewed(kept.emas, state.step, num_steps),
             skipped=state.skipped + ~apply,
             skipped_in_row=jnp.where(apply, 0, state.skipped_in_row + 1),
         )

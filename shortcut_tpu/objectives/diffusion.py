@@ -20,8 +20,9 @@ class Diffusion(base.Objective):
     schedule of DiT (arXiv 2212.09748, section 4): a_k is the product of 1 - beta over linearly
     spaced betas. The papers count k = 0 .. N-1 from data to noise; here t = 1 - (k + 1)/N, so that
     t = 0 is the noisiest step and a at t = 1 is 1. The network predicts the noise x_0, not a
-    velocity; guidance while sampling mixes noises in the same way. Samples come from DDIM. The
-    network is told d = 1 always.
+    velocity; guidance while sampling mixes noises in the same way. The variance of a step is fixed:
+    DiT's network predicts it as well, and its loss has a term for that, which are left out. Samples
+    come from DDIM. The network is told d = 1 always.
 
     Attributes:
       diffusion_steps: N.
@@ -43,10 +44,13 @@ class Diffusion(base.Objective):
         betas = np.linspace(self.beta_first, self.beta_last, self.diffusion_steps)
         return np.concatenate([[1.0], np.cumprod(1 - betas)])
 
+    def _nearest(self, t: jax.Array) -> jax.Array:
+        """k + 1 of the step k that is nearest to t; 0 for the data."""
+        return jnp.rint((1 - jnp.asarray(t)) * self.diffusion_steps).astype(int)
+
     def alpha_bar(self, t: jax.Array) -> jax.Array:
         """a_t, the share of the signal in the variance, at the nearest step to t."""
-        table = jnp.asarray(self._alpha_bars)
-        return table[jnp.rint((1 - jnp.asarray(t)) * self.diffusion_steps).astype(int)]
+        return jnp.asarray(self._alpha_bars)[self._nearest(t)]
 
     def loss(self, inputs: base.Inputs) -> tuple[jax.Array, base.Metrics]:
         noise_key, time_key, label_key = jax.random.split(inputs.key, 3)
@@ -68,5 +72,10 @@ class Diffusion(base.Objective):
         num_steps: int,
         keys: jax.Array,
     ) -> jax.Array:
-        """DDIM over `num_steps` equally spaced steps."""
-        return samplers.ddim(velocity, x0, labels, num_steps, self.alpha_bar)
+        """DDIM over `num_steps` equally spaced times, each at the step nearest to it."""
+
+        def epsilon(x: jax.Array, t: jax.Array, d: jax.Array, labels: jax.Array) -> jax.Array:
+            """The network, told the time of the step whose alpha-bar x has."""
+            return velocity(x, 1 - self._nearest(t) / self.diffusion_steps, d, labels)
+
+        return samplers.ddim(epsilon, x0, labels, num_steps, self.alpha_bar)

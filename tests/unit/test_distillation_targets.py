@@ -1,10 +1,12 @@
 """The targets of the methods with a teacher, against closed forms and numpy in float64."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from shortcut_tpu.models import koopman as networks
@@ -16,6 +18,8 @@ from shortcut_tpu.objectives import (
     progressive_distillation,
     reflow,
 )
+from shortcut_tpu.train_state import TrainState
+from shortcut_tpu.train_step import make_train_step
 from tests.unit.points import PROBLEM, ROWS, Points, assert_equal
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -116,7 +120,7 @@ def test_reflow() -> None:
 
     for off in (0.0, 2.0):
         inputs = PROBLEM.inputs(x1, apply=network(off), x0=x0)
-        loss, metrics = reflow.Reflow().loss(inputs)
+        loss, metrics = reflow.Reflow(label_dropout=0.0, sigma_min=0.0).loss(inputs)
         assert_equal(metrics["loss_reflow"], (off * seen[-1]) ** 2)
         assert_equal(loss, np.mean((off * seen[-1]) ** 2))
     assert (seen[0] >= 0).all() and (seen[0] < 1).all() and np.std(seen[0]) > 0.2
@@ -182,3 +186,35 @@ def test_koopman() -> None:
     assert_equal(metrics["loss_reconstruction"], np.zeros(ROWS))
     assert_equal(metrics["loss_push"], push)
     assert_equal(loss, (0.5 * latent + 2 * push).mean())
+
+
+def test_the_teacher_changes_though_the_update_is_left_out() -> None:
+    """At the last step of a stage the student's average becomes the teacher, NaNs or not."""
+
+    class Broken(progressive_distillation.ProgressiveDistillation):
+        def loss(self, inputs: base.Inputs) -> tuple[jax.Array, base.Metrics]:
+            return inputs.params["w"] * jnp.nan, {}
+
+    num_steps = 70
+    step = make_train_step(
+        SimpleNamespace(apply=None, null_label=1),
+        Broken(),
+        optax.sgd(0.1),
+        {"target": 0.5, "teacher": 1.0},
+        latent_scale=1.0,
+        seed=0,
+        num_steps=num_steps,
+        row_shards=1,
+        max_skipped=10,
+    )
+    batch = {name: jnp.zeros((1, 1, 1, 1)) for name in ("mean", "std")} | {"label": jnp.zeros(1)}
+    params, zero = {"w": jnp.ones(())}, jnp.zeros((), jnp.int32)
+    emas = {"target": {"w": jnp.array(2.0)}, "teacher": {"w": jnp.array(3.0)}}
+    for at, teacher in ((8, 3.0), (9, 2.0)):
+        state = TrainState(jnp.int32(at), params, optax.sgd(0.1).init(params), emas, zero, zero)
+        after, _ = step(state, batch)
+        assert int(after.skipped) == 1 and float(after.params["w"]) == 1.0
+        assert (float(after.emas["target"]["w"]), float(after.emas["teacher"]["w"])) == (
+            2.0,
+            teacher,
+        )

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from shortcut_tpu import samplers
 from shortcut_tpu.objectives import (
     OBJECTIVES,
     alpha_flow,
@@ -19,6 +20,7 @@ from shortcut_tpu.objectives import (
     improved_shortcut,
     live_reflow,
     meanflow,
+    reflow,
     shortcut,
     split_meanflow,
 )
@@ -66,18 +68,70 @@ def test_shortcut() -> None:
 
 
 def test_improved_shortcut() -> None:
-    """The same at a guidance strength; flow rows w v + (1 - w) v_null, v alone without a label."""
+    """Bootstrap rows as in Shortcut; guided rows v + (w - 1) (s_c - s_null), v alone before t = .3
+    and without a label."""
     p = Points()
     objective = improved_shortcut.ImprovedShortcut(clip=0.0)
     told = jnp.linspace(0, 0.9, ROWS)
     targets = objective.bootstrap_targets(p.inputs, p.xt, p.t, p.d, p.labels, told)
     assert_equal(targets, p.u)
 
+    def network(
+        params: Any, x: jax.Array, t: jax.Array, d: jax.Array, labels: Any, guidance: jax.Array
+    ) -> jax.Array:
+        assert (d == 1 / 128).all() and not guidance.any()
+        return PROBLEM.velocity(x, t) + base.along_rows(3.0 * (labels == NULL_LABEL), x)
+
     labels = jnp.where(jnp.arange(ROWS) % 3 == 0, NULL_LABEL, 0)
-    null = PROBLEM.mean_velocity(p.xt, p.t, jnp.full(ROWS, 1 / 128))
-    w = (1 / (1 - told))[:, None, None, None]
-    exact = jnp.where((labels == 0)[:, None, None, None], w * p.v + (1 - w) * null, p.v)
-    assert_equal(objective.flow_targets(p.inputs, p.xt, p.t, p.v, labels, told), exact)
+    guided = (labels == 0) & (p.t >= 0.3)
+    more = jnp.where(guided, 1 / (1 - told) - 1, 0)[:, None, None, None]
+    inputs = PROBLEM.inputs(p.x1, apply=network)
+    x1_x0 = p.x1 - p.x0
+    found = objective.guided_targets(inputs, p.xt, p.t, x1_x0, labels, told)
+    assert_equal(found, x1_x0 - 3 * more)
+
+
+def test_guidance_of_improved_shortcut_adds_no_noise() -> None:
+    """Var[target | x_t] is that of x_1 - x_0 at every w; of w (x_1 - x_0) + ... it is w^2 times."""
+    x0, x1 = PROBLEM.pairs(100_000)
+    t = jnp.full(len(x0), 0.5)
+    xt, labels = base.path(x0, x1, t, sigma_min=0.0), jnp.zeros(len(x0), jnp.int32)
+    objective = improved_shortcut.ImprovedShortcut()
+    spreads = [
+        float(
+            jnp.var(
+                objective.guided_targets(
+                    PROBLEM.inputs(x1), xt, t, x1 - x0, labels, jnp.full(len(x0), 1 - 1 / w)
+                )
+                - PROBLEM.velocity(xt, t)
+            )
+        )
+        for w in (1.0, 4.5)
+    ]
+    assert spreads[1] == pytest.approx(spreads[0], rel=1e-6)
+
+
+def test_rows_of_improved_shortcut() -> None:
+    """Of four rows one bootstraps; the others are plain, told w = 1, and guided in turns. The loss
+    is the sum of the three means."""
+    told: list[np.ndarray] = []
+
+    def network(
+        params: Any, x: jax.Array, t: jax.Array, d: jax.Array, labels: Any, guidance: jax.Array
+    ) -> jax.Array:
+        told.append(np.asarray(guidance))
+        return PROBLEM.mean_velocity(x, t, d)
+
+    _, x1 = PROBLEM.pairs(ROWS)
+    objective = improved_shortcut.ImprovedShortcut()
+    assert objective.row_stride == 8
+    loss, metrics = objective.loss(PROBLEM.inputs(x1, apply=network))
+    flow = told[-1].reshape(-1, 4)[:, 1:].reshape(-1, 2)
+    assert (flow[:, 0] > 0).all() and not flow[:, 1].any()
+    assert (told[-1] <= 1 - 1 / 4.5).all()
+    kinds = ("loss_flow", "loss_guided", "loss_bootstrap")
+    assert [metrics[kind].size for kind in kinds] == [24, 24, 16]
+    assert_equal(loss, sum(metrics[kind].mean() for kind in kinds))
 
 
 def test_meanflow() -> None:
@@ -212,6 +266,27 @@ def test_split_meanflow(split: float) -> None:
     assert_equal(targets, p.u)
 
 
+def test_reflow() -> None:
+    """Rows of flow matching on pairs: t in {0 .. 127}/128, a tenth of the labels dropped."""
+    seen: dict[str, np.ndarray] = {}
+
+    def network(
+        params: Any, x: jax.Array, t: jax.Array, d: jax.Array, labels: jax.Array
+    ) -> jax.Array:
+        seen.update(x=np.asarray(x), t=np.asarray(t), labels=np.asarray(labels))
+        assert (d == 1).all()
+        return jnp.zeros_like(x)
+
+    x0, x1 = PROBLEM.pairs(20_000)
+    loss, _ = reflow.Reflow().loss(PROBLEM.inputs(x1, apply=network, x0=x0))
+    t = seen["t"]
+    assert {*(128 * t)} == {*range(128)}
+    assert (seen["labels"] == NULL_LABEL).mean() == pytest.approx(0.1, abs=0.01)
+    wide = t[:, None, None, None]
+    assert_equal(seen["x"], (1 - (1 - 1e-5) * wide) * x0 + wide * x1)
+    assert_equal(loss, jnp.mean((x1 - (1 - 1e-5) * x0) ** 2))
+
+
 def test_consistency_training() -> None:
     """(f(x_{t+h}, t+h) - x_t) / (1 - t) with f the flow to t = 1; x_1 itself where t + h = 1."""
     p = Points()
@@ -300,7 +375,9 @@ def test_high_order_loss_row_by_row(curve: str) -> None:
         return field(x, t, d, labels, jnp)
 
     _, x1 = PROBLEM.pairs(ROWS)
-    objective = high_order.HighOrder(curve=curve, clip=0.0, acceleration_weight=0.7)
+    objective = high_order.HighOrder(
+        curve=curve, acceleration="path", clip=0.0, acceleration_weight=0.7
+    )
     inputs = PROBLEM.inputs(x1, apply=network, step=jnp.asarray(3))
     loss, metrics = objective.loss(inputs)
 
@@ -336,6 +413,39 @@ def test_high_order_loss_row_by_row(curve: str) -> None:
     )
     c = 0.7 * speeds.mean() / accelerations.mean()
     np.testing.assert_allclose(loss, (of_u1 + c * of_u2).mean(), rtol=1e-8)
+
+
+def test_high_order_acceleration_is_the_flows() -> None:
+    """With u1 exact it is d^2 x/dt^2 of the flow x_t = t m + (c_t / c_0) x_0, by its second
+    difference; steps by it are of second order where Euler's are of first."""
+    p = Points()
+
+    def network(
+        params: Any, x: jax.Array, t: jax.Array, d: jax.Array, labels: jax.Array
+    ) -> jax.Array:
+        return jnp.concatenate([PROBLEM.velocity(x, t), jnp.full_like(x, jnp.nan)], axis=-1)
+
+    objective = high_order.HighOrder()
+    inputs = PROBLEM.inputs(p.x1, apply=network)
+    ours = objective.flow_accelerations(inputs, p.xt, p.t, p.labels)
+    h = 1e-4
+    before, after = (PROBLEM.flow(p.xt, p.t, p.t + step) for step in (-h, h))
+    np.testing.assert_allclose(ours, (before - 2 * p.xt + after) / h**2, atol=1e-5)
+
+    def exact(x: jax.Array, t: jax.Array, d: jax.Array, labels: jax.Array) -> jax.Array:
+        acceleration = objective.flow_accelerations(inputs, x, t, labels)
+        return jnp.concatenate([PROBLEM.velocity(x, t), acceleration], axis=-1)
+
+    end = PROBLEM.flow(p.x0, jnp.zeros(ROWS), jnp.ones(ROWS))
+    errors = []
+    for num_steps in (16, 32):
+        second = samplers.second_order(exact, p.x0, p.labels, num_steps, 1 / 128)
+        first = samplers.euler(
+            lambda x, t, d, labels: PROBLEM.velocity(x, t), p.x0, p.labels, num_steps, 1 / 128
+        )
+        errors.append([float(jnp.sqrt(jnp.mean((x - end) ** 2))) for x in (second, first)])
+    falls = np.divide(*errors)
+    assert 3.6 < falls[0] < 4.6 and 1.8 < falls[1] < 2.3
 
 
 def test_high_order_steps_add_up() -> None:
@@ -390,6 +500,26 @@ def test_diffusion_loss() -> None:
     loss, _ = objective.loss(PROBLEM.inputs(x1, apply=exact_noise))
     a = objective.alpha_bar(jnp.arange(1000) / 1000)
     assert float(loss) == pytest.approx(float(jnp.mean(a * 0.16 / (a * 0.16 + 1 - a))), abs=2e-3)
+
+
+@pytest.mark.parametrize("num_steps", [32, 50, 128])
+def test_diffusion_is_told_the_step_of_its_noise(num_steps: int) -> None:
+    """At t = i/n the network is told 1 - k/1000 of the k whose alpha-bar the sampler takes."""
+    objective, told = diffusion.Diffusion(), []
+
+    def noise(x: jax.Array, t: jax.Array, d: jax.Array, labels: jax.Array) -> jax.Array:
+        jax.debug.callback(lambda t: told.append(float(t)), t[0])
+        return x
+
+    keys = jax.random.split(jax.random.key(0), 1)
+    objective.sample(noise, jnp.zeros((1, 1, 1, 1)), jnp.zeros(1, int), num_steps, keys)
+    jax.effects_barrier()
+    table = np.concatenate([[1.0], np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))])
+    assert len(told) == num_steps
+    for index, t in enumerate(sorted(told)):
+        k = (1 - t) * 1000
+        assert k == pytest.approx(round(k), abs=1e-6)
+        np.testing.assert_allclose(objective.alpha_bar(index / num_steps), table[round(k)])
 
 
 def test_diffusion_sampler_converges_to_the_flow() -> None:

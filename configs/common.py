@@ -106,7 +106,8 @@ def _keys() -> ConfigDict:
     config = ConfigDict()
 
     # Weights, data order, noise and times are functions of (seed, step, row) and nothing else.
-    config.seed = Key(0, Whole(0, 2**64 - 1))
+    # Of a seed JAX keeps 32 bits.
+    config.seed = Key(0, Whole(0, 2**32 - 1))
     # Global batch: rows a step over all hosts together.
     config.batch_size = Key(256, Whole(1))
 

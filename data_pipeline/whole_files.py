@@ -13,11 +13,14 @@ Usage:
         ...
 """
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
 from pathlib import Path
 import sys
+import tempfile
 from typing import Any
 
 from etils import epath
@@ -45,6 +48,34 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def require_place(flag: str, path: str, folder: bool = False) -> None:
+    """Refuses a place that cannot be written, before the work whose result is to lie there.
+
+    Args:
+        flag: that named it.
+        path: a file or folder, here already or not; nothing of it is made or changed.
+        folder: whether it may be a folder.
+
+    Raises:
+        UserError: a file stands in the way, rights or room are lacking, or the name is none.
+    """
+    if in_bucket(path):
+        return
+    place = Path(path).absolute()
+    nearest = next(p for p in (place, *place.parents) if os.path.lexists(p))
+    try:
+        if place.is_dir() and not folder:
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        # Names that are too long, and files where folders must be, are found by looking.
+        for part in place.relative_to(nearest).parts:
+            with contextlib.suppress(FileNotFoundError):
+                (nearest / part).lstat()
+        with tempfile.TemporaryFile(dir=nearest if nearest.is_dir() else nearest.parent) as file:
+            file.write(b"\0")
+    except OSError as error:
+        raise UserError(f"--{flag}={path}: cannot be written: {error.strerror}") from None
 
 
 def put(written: Path, path: epath.Path) -> None:

@@ -19,8 +19,10 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from configs import recipes
+from configs.limits import Whole
 from data_pipeline.command_line import expand_home, parse_flags, required
 from data_pipeline.errors import UserError, exit_on_user_error
+from data_pipeline.whole_files import require_place
 from shortcut_tpu import config as config_lib
 from shortcut_tpu import schema
 from shortcut_tpu.guidance import Guidance
@@ -36,6 +38,7 @@ __all__ = [
     "guidance",
     "integers",
     "overridden",
+    "require_places",
     "required",
     "run",
     "write_json",
@@ -162,7 +165,7 @@ def integers(name: str) -> tuple[int, ...]:
         numbers = tuple(int(part) for part in text.split(","))
     except ValueError:
         numbers = ()
-    if not numbers or min(numbers) < 1:
+    if not numbers or not all(map(Whole(1).admits, numbers)):
         raise UserError(f"--{name}={text}: not positive whole numbers like 1,2,4")
     return numbers
 
@@ -173,6 +176,19 @@ def checked(make: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         return make(*args, **kwargs)
     except ValueError as error:
         raise UserError(str(error)) from None
+
+
+def require_places() -> None:
+    """Refuses --output, --json and --save_samples that cannot be written, before the work for them.
+
+    On a pod only the first process writes them: `distributed.first_does(command.require_places)`.
+
+    Raises:
+      UserError: one of them cannot.
+    """
+    for name in ("output", "json", "save_samples"):
+        if path := flags.FLAGS.get_flag_value(name, None):
+            require_place(name, path, folder=name == "output" and not Path(path).suffix)
 
 
 def write_json(figures: dict[str, Any]) -> None:

@@ -33,6 +33,7 @@ from data_pipeline import staging
 from data_pipeline.autoencoders import load_autoencoder
 from data_pipeline.errors import UserError
 from data_pipeline.manifest import Manifest, pair_fields, row_shapes
+from data_pipeline.whole_files import require_place
 from shortcut_tpu import claims, command, distributed, generate_pairs
 from shortcut_tpu.evaluation.evaluator import make_evaluator
 from shortcut_tpu.evaluation.generator import make_generator
@@ -355,6 +356,8 @@ def main() -> None:
     require_named(config)
     workdir = epath.Path(flags.FLAGS.workdir or f"runs/compare_{command.config_path().stem}")
     distributed.initialize()
+    distributed.first_does(command.require_places)
+    distributed.first_does(lambda: require_place("workdir", str(workdir), folder=True))
 
     teacher = with_recipe(config, _REFERENCE)
     reference = training_flops(method_config(teacher, _REFERENCE, config.seed))

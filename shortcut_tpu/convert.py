@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 
 from data_pipeline.errors import UserError
 from data_pipeline.torch_archive import read_torch_checkpoint
+from data_pipeline.whole_files import require_place
 from shortcut_tpu import command
 from shortcut_tpu.conversion import official, torch_dit
 from shortcut_tpu.conversion.artifact import write_artifact
@@ -48,7 +49,7 @@ def define_flags() -> None:
     flags.DEFINE_string("output", None, "File, or folder of a jax_export, to write, with --to.")
     flags.DEFINE_string("workdir", None, "Folder of the run to make, or to convert.")
     flags.DEFINE_string("steps", "1", "Step counts of a jax_export, such as 1,4.")
-    flags.DEFINE_integer("step", None, "With --to: the newest checkpoint by default.")
+    flags.DEFINE_integer("step", None, "With --to: the newest checkpoint by default.", 0)
     flags.DEFINE_string("ema", "evaluation", "With --to: which average of the weights.")
 
 
@@ -58,7 +59,9 @@ def main() -> None:
     workdir = epath.Path(command.required("workdir", "the folder of the run"))
     if (source is None) == (values.to is None):
         raise UserError(f"give --from={'|'.join(SOURCES)} or --to={'|'.join(TARGETS)}")
+    command.require_places()
     if source is not None:
+        require_place("workdir", str(workdir), folder=True)
         weights = epath.Path(command.required("weights", "the file to read"))
         config, step, params, average = read(source, weights)
         make_run(config, workdir, step, params, average)

@@ -41,14 +41,14 @@ _RECONSTRUCTION = "reconstruction"
 def define_flags() -> None:
     flags.DEFINE_string("workdir", None, "Folder of the run.")
     flags.DEFINE_string("steps", "1,2,4,8,16,32,64,128", "Step counts to sample at.")
-    flags.DEFINE_integer("num_samples", None, "Samples a step count; the config's by default.")
+    flags.DEFINE_integer("num_samples", None, "Samples a step count; the config's by default.", 2)
     flags.DEFINE_string("protocol", None, f"{', '.join(PROTOCOLS)}; the config's by default.")
     flags.DEFINE_string("features", None, "Its weights, inception:FILE; the config's by default.")
     flags.DEFINE_string("reference", None, "Statistics of real images; the config's by default.")
     flags.DEFINE_string("class_balance", None, "balanced, random or data; else the protocol's.")
     command.define_guidance()
-    flags.DEFINE_integer("seed", None, "Seed of the samples; the run's by default.")
-    flags.DEFINE_integer("step", None, "Checkpoint to score; the newest by default.")
+    flags.DEFINE_integer("seed", None, "Seed of the samples; the run's by default.", 0, 2**32 - 1)
+    flags.DEFINE_integer("step", None, "Checkpoint to score; the newest by default.", 0)
     flags.DEFINE_string("ema", "evaluation", "Which average of the weights to score.")
     flags.DEFINE_bool(_RECONSTRUCTION, False, "Score the decoded records too, which is the floor.")
     flags.DEFINE_string("save_samples", None, "npz for the samples of one step count.")
@@ -71,6 +71,7 @@ def score_run() -> None:
     if values.save_samples and len(steps) > 1:
         raise UserError(f"--save_samples takes the samples of one step count, --steps={steps[0]}")
     distributed.initialize()
+    distributed.first_does(command.require_places)
     run = load_run(workdir, values.step, values.ema)
     steps = require_steps(run.experiment.objective, steps)
     evaluation = run.experiment.config.evaluation
@@ -169,6 +170,7 @@ def score_file(path: str) -> None:
     protocol = get_protocol(command.required("protocol", f"one of {', '.join(PROTOCOLS)}"))
     statistics = command.required("reference", "an npz of statistics of real images")
     distributed.initialize()
+    distributed.first_does(command.require_places)
     features = load_features(protocol, values.features or "")
     mesh = one_mesh()
     with SampleReader(path) as samples:

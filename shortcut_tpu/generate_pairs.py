@@ -263,8 +263,8 @@ def define_flags() -> None:
     flags.DEFINE_integer("num_pairs", 50_000, "Pairs, over all hosts together.", lower_bound=1)
     flags.DEFINE_integer("steps", 128, "The teacher's sampling steps.", lower_bound=1)
     flags.DEFINE_float("guidance", None, "Its classifier-free guidance; the config's by default.")
-    flags.DEFINE_integer("seed", None, "Seed of the noises; the run's by default.", lower_bound=0)
-    flags.DEFINE_integer("step", None, "Its checkpoint; the newest by default.")
+    flags.DEFINE_integer("seed", None, "Seed of the noises; the run's by default.", 0, 2**32 - 1)
+    flags.DEFINE_integer("step", None, "Its checkpoint; the newest by default.", 0)
     flags.DEFINE_string("ema", "evaluation", "Which average of its weights.")
     flags.DEFINE_integer("shard_records", SHARD_RECORDS, "Records a shard.", lower_bound=1)
 
@@ -274,6 +274,7 @@ def main() -> None:
     workdir = epath.Path(command.required("workdir", "the folder of the run that is the teacher"))
     output = command.required("output", "the folder for the records")
     distributed.initialize()
+    distributed.first_does(command.require_places)
     run = load_run(workdir, values.step, values.ema)
     require_steps(run.experiment.objective, [values.steps])
     asked = Asked(

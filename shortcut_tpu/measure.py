@@ -270,6 +270,7 @@ def define_flags() -> None:
 def main() -> None:
     config = command.config()
     distributed.initialize()
+    distributed.first_does(command.require_places)
     compile_cache.enable(config.train.compile_cache)
     figures = measure(config, flags.FLAGS.rounds, flags.FLAGS.steps)
     if jax.process_index() == 0:

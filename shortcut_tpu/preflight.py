@@ -202,6 +202,7 @@ def table() -> None:
 def main() -> None:
     # As `train` sets it: noise must not depend on how an array is sharded.
     jax.config.update("jax_threefry_partitionable", True)
+    command.require_places()
     if flags.FLAGS.all:
         table()
         return

@@ -50,11 +50,11 @@ def define_flags() -> None:
     flags.DEFINE_string("output", None, "npz file to write.")
     flags.DEFINE_string("protocol", "adm", f"One of {', '.join(PROTOCOLS)}.")
     flags.DEFINE_string("features", "", "The weights of its network, inception:FILE.")
-    flags.DEFINE_integer("image_size", 256, "Side that image files are cut and resized to.")
+    flags.DEFINE_integer("image_size", 256, "Side that image files are cut and resized to.", 1)
     flags.DEFINE_enum("preprocessing", "adm", list(RESIZES), "How they are.")
     flags.DEFINE_string("image_column", "", "Name of the images' column, feature or ending.")
-    flags.DEFINE_integer("max_rejected", 0, "Images that may be unreadable; one more stops it.")
-    flags.DEFINE_integer("workers", None, "Processes that decode images; one a processor if unset.")
+    flags.DEFINE_integer("max_rejected", 0, "Images that may be unreadable; one more stops it.", 0)
+    flags.DEFINE_integer("workers", None, "Decoding processes; one a processor if unset.", 0)
 
 
 def main() -> None:
@@ -63,6 +63,7 @@ def main() -> None:
     output = command.required("output", "the npz file for the statistics")
     features = load_features(get_protocol(values.protocol), values.features)
     distributed.initialize()
+    distributed.first_does(command.require_places)
     if Path(source).suffix == ".npz" and ":" not in source:
         reference = from_npz(source, features, one_mesh())
     else:

@@ -38,6 +38,7 @@ def main() -> None:
     given = [epath.Path(path) for path in command.required("workdir", "the folder of a run")]
     workdirs = [path.resolve() for path in given]
     output = epath.Path(flags.FLAGS.output or workdirs[0] / "report.html")
+    command.require_places()
     runs = [
         read_summary(name, workdir) for name, workdir in zip(names(workdirs), workdirs, strict=True)
     ]

@@ -34,8 +34,8 @@ def define_flags() -> None:
     flags.DEFINE_integer("episodes", 200, "Episodes a step count.", 1, 100_000)
     flags.DEFINE_integer("action_steps", 8, "Actions done of each chunk.", lower_bound=1)
     flags.DEFINE_string("output", None, "A .png for the ways from some starts, none by default.")
-    flags.DEFINE_integer("seed", None, "Of starts and noises; the run's by default.", lower_bound=0)
-    flags.DEFINE_integer("step", None, "Checkpoint to use; the newest by default.")
+    flags.DEFINE_integer("seed", None, "Of starts and noises; the run's by default.", 0, 2**32 - 1)
+    flags.DEFINE_integer("step", None, "Checkpoint to use; the newest by default.", 0)
     flags.DEFINE_string("ema", "evaluation", "Which average of the weights to use.")
     command.define_json()
 
@@ -45,6 +45,7 @@ def main() -> None:
     workdir = epath.Path(command.required("workdir", "the folder of the run that is the policy"))
     steps = command.integers("steps")
     distributed.initialize()
+    distributed.first_does(command.require_places)
     run = load_run(workdir, values.step, values.ema)
     experiment = run.experiment
     seed = experiment.config.seed if values.seed is None else values.seed

@@ -48,8 +48,8 @@ def define_flags() -> None:
         "interpolate", False, "Each row goes from one noise to another, sqrt(1-i^2) e_0 + i e_1."
     )
     command.define_guidance()
-    flags.DEFINE_integer("seed", None, "Seed of the noises; the run's by default.", lower_bound=0)
-    flags.DEFINE_integer("step", None, "Checkpoint to draw from; the newest by default.")
+    flags.DEFINE_integer("seed", None, "Seed of the noises; the run's by default.", 0, 2**32 - 1)
+    flags.DEFINE_integer("step", None, "Checkpoint to draw from; the newest by default.", 0)
     flags.DEFINE_string("ema", "evaluation", "Which average of the weights to use.")
 
 
@@ -63,6 +63,7 @@ def main() -> None:
     if values.interpolate and values.columns < 2:
         raise UserError("--interpolate needs --columns=2 or more")
     distributed.initialize()
+    distributed.first_does(command.require_places)
     run = load_run(workdir, values.step, values.ema)
     steps = require_steps(run.experiment.objective, steps)
 

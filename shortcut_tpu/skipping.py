@@ -14,6 +14,8 @@ from ml_collections import ConfigDict
 from data_pipeline.errors import UserError
 from data_pipeline.loader import record_indices
 from shortcut_tpu.checkpoints import Checkpoints
+from shortcut_tpu.objectives import Metrics
+from shortcut_tpu.observability.console import say
 from shortcut_tpu.train_state import TrainState
 
 _SHOWN = 8
@@ -21,6 +23,22 @@ _SHOWN = 8
 
 class Diverged(UserError):
     """A run whose updates are finite no longer, which is the method's doing and not the user's."""
+
+
+def look_at_first(step: int, metrics: Metrics, max_skipped: int) -> None:
+    """Says at once where the first step of a start was not finite; later ones are said when logged.
+
+    Args:
+      step: the step just made.
+      metrics: its, unreduced.
+      max_skipped: how many of them in a row are borne.
+    """
+    if metrics["skipped_in_row"] > 0:
+        say(
+            f"step {step}: loss {float(metrics['loss']):g}, gradient norm "
+            f"{float(metrics['grad_norm']):g}: not finite, so this update is left out; more than "
+            f"train.max_skipped={max_skipped} in a row stop the run"
+        )
 
 
 def stop(

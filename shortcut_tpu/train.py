@@ -163,6 +163,8 @@ def _train(
                 batch = next(batches)
             state, metrics = experiment.train_step(state, batch)
             clock.stepping()
+        if step == first_step + 1:
+            skipping.look_at_first(step, metrics, config.train.max_skipped)
         preempted = preemption.reached(step) and step < num_steps
         save_due = preempted or due(step, config.checkpoint.every_steps, num_steps)
         log_due = step % config.train.log_every_steps == 0 or step == num_steps

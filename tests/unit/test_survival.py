@@ -22,6 +22,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.loader import record_indices
 from data_pipeline.manifest import Manifest
 from data_pipeline.records import LatentReader, write_shard
+from shortcut_tpu import skipping
 from shortcut_tpu.checkpoints import Checkpoints
 from shortcut_tpu.config import differences
 from shortcut_tpu.objectives import Objective
@@ -124,6 +125,15 @@ def test_an_update_that_is_not_finite_is_left_out_and_counted(bad):
     after, metrics = step(skipped, batch(1.0))
     assert (metrics["skipped"], metrics["skipped_in_row"]) == (1, 0)
     assert not np.array_equal(after.params["w"], good.params["w"])
+
+
+def test_a_first_step_that_is_not_finite_is_said_at_once(capsys):
+    step, state = make_step(max_skipped=5)
+    for value, said in ((1.0, ""), (np.nan, "step 1: loss nan, gradient norm nan: not finite")):
+        _, metrics = step(state, batch(value))
+        skipping.look_at_first(1, metrics, 5)
+        out = capsys.readouterr().out
+        assert said in out and bool(out) == bool(said)
 
 
 def test_too_many_in_a_row_hold_the_state_until_the_loop_looks():

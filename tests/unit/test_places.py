@@ -1,0 +1,64 @@
+"""Outputs that cannot be written are refused before the work for them, by the flag's name."""
+
+import errno
+import os
+from pathlib import Path
+import tempfile
+
+from absl import flags
+import pytest
+
+from data_pipeline.errors import UserError
+from data_pipeline.whole_files import require_place
+from shortcut_tpu import command
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("file/x.json", "Not a directory"),
+        ("folder", "it is a folder"),
+        ("deep/er/" + "x" * 300, "File name too long"),
+    ],
+)
+def test_places_that_cannot_be(tmp_path, name, message):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UserError, match=f"--json=.*: cannot be written: {message}"):
+        require_place("json", str(tmp_path / name))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+@pytest.mark.parametrize("name", ["new.json", "a/b/c.json", "ä b/c\nd.json", "file"])
+def test_places_that_can_be(tmp_path, name):
+    (tmp_path / "file").write_text("kept")
+    require_place("json", str(tmp_path / name))
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("file", "kept")]
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.ENOSPC, errno.EACCES])
+def test_disks_that_take_nothing(tmp_path, monkeypatch, code):
+    """The tests may run as root, whom rights do not stop; so what the kernel would say is said."""
+
+    def refuse(dir: Path) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    with pytest.raises(UserError, match=f"--workdir=.*: cannot be written: {os.strerror(code)}"):
+        require_place("workdir", str(tmp_path / "run"), folder=True)
+
+
+def test_every_flag_that_is_written(tmp_path, monkeypatch):
+    values = flags.FlagValues()
+    for name in ("output", "json", "save_samples"):
+        flags.DEFINE_string(name, None, "", flag_values=values)
+    values(["command"])
+    monkeypatch.setattr(flags, "FLAGS", values)
+    command.require_places()
+    values.output = str(tmp_path)
+    command.require_places()
+    for name in ("json", "save_samples"):
+        setattr(values, name, str(tmp_path))
+        with pytest.raises(UserError, match=f"--{name}=.*it is a folder"):
+            command.require_places()
+        setattr(values, name, None)

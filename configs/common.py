@@ -234,7 +234,8 @@ def _keys() -> ConfigDict:
     config.mesh.stride = Key(-1, AXIS)
     config.mesh.tensor = Key(-1, AXIS)
     # When weights are gathered over fsdp: in each pass by "layer", for the least memory, or once a
-    # "step" and for all passes, which moves less.
+    # "step" and for all passes, which moves less. A TPU lays stacks that were gathered whole out so
+    # that taking a layer from them costs more than the gathers saved.
     config.mesh.gather = Key("layer", OneOf("layer", "step"))
 
     config.train = ConfigDict()

@@ -5,10 +5,10 @@
       --config.evaluation.features=inception:WEIGHTS \\
       --config.evaluation.reference=STATS.npz          # every host
 
-Parameters, moments and averages lie over all chips, and the weights are gathered once a step, in
-bfloat16: 6 GiB, and as much for the averages that make targets. `--config.mesh.gather=layer` needs
-memory for one layer and moves two thirds more. Nothing of this size has been trained with this
-code: there is no result to expect.
+Parameters, moments and averages lie over all chips, and each layer's weights are gathered when a
+pass comes to it. `--config.mesh.gather=step` gathers all before the first, in bfloat16: 6 GiB, and
+as much for the averages that make targets; it moves two fifths less and is slower (README, Pods).
+Nothing of this size has been trained with this code: there is no result to expect.
 """
 
 from configs import common
@@ -25,7 +25,6 @@ def get_config():
     config.model.update({"width": 2048, "depth": 40, "num_heads": 16})
     config.model.remat = "dots"
     config.mesh.fsdp = -1
-    config.mesh.gather = "step"
 
     config.objective.shortcut.guidance = 1.5
     config.evaluation.protocol = "adm"

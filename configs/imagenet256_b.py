@@ -22,10 +22,9 @@ def get_config():
 
     config.model.update(common.DIT_SIZES["B"])
     config.model.remat = "dots"
-    # Each chip holds a part of the weights, moments and averages, and the weights are gathered once
-    # a step: with few rows a chip their memory traffic would take longer than the gathers.
+    # Each chip holds a part of the weights, moments and averages: with few rows a chip their memory
+    # traffic would take longer than gathering the weights in each layer.
     config.mesh.fsdp = -1
-    config.mesh.gather = "step"
 
     # The distance that other ImageNet models are compared by: ADM's evaluator. Its two files are
     # named on the command line: evaluation.features and evaluation.reference.

@@ -84,6 +84,18 @@ def _scalar(dtype: Any, data: Any) -> _Array:
     return _Array(data, dtype, (), "C")
 
 
+class _Namespace:
+    """argparse's: what a command was told, as plain data."""
+
+    __slots__ = ("values",)
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {}
+
+    def __setstate__(self, state: Any) -> None:
+        self.values = dict(state)
+
+
 def _stand_ins() -> dict[tuple[str, str], Any]:
     """What each known name becomes, made anew for every file: a pickle may write to them."""
 
@@ -105,6 +117,7 @@ def _stand_ins() -> dict[tuple[str, str], Any]:
         ("jax._src.array", "_reconstruct_array"): Call(_jax_array),
         ("flax.core.frozen_dict", "FrozenDict"): Call(lambda tree: tree),
         ("collections", "OrderedDict"): Call(dict),
+        ("argparse", "Namespace"): type("Namespace", (_Namespace,), {"__slots__": ()}),
         # Bytes, before pickles had a way to write them.
         ("_codecs", "encode"): Call(lambda text, _: text.encode("latin1")),
         ("__builtin__", "bytes"): Call(lambda: b""),
@@ -142,6 +155,8 @@ def _made(tree: Any) -> Any:
     """A tree with its arrays made, of dicts, lists, tuples, numbers and texts only."""
     if isinstance(tree, _Array):
         return tree.make()
+    if isinstance(tree, _Namespace):
+        return _made(tree.values)
     if isinstance(tree, dict):
         return {key: _made(value) for key, value in tree.items()}
     if isinstance(tree, tuple):

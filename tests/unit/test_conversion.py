@@ -3,6 +3,7 @@
 `tests/golden/make_conversion_goldens.py` remakes the golden files.
 """
 
+import argparse
 import dataclasses
 import functools
 import io
@@ -158,12 +159,14 @@ def test_trees_of_arrays_are_read_exactly(tmp_path, protocol):
         "scalar": np.float32(2.5),
         "state": optax.adam(1e-3).init({"w": jnp.ones(3)}),
         "plain": [1, 2.5, None, "text", (True,)],
+        "told": argparse.Namespace(lr=0.1, sizes=[1, 2]),
     }
     path = tmp_path / "tree"
     path.write_bytes(pickle.dumps(tree, protocol))
     found = read_pickle(path)
     assert list(found) == list(tree)
     assert found["plain"] == tree["plain"]
+    assert (found.pop("told"), vars(tree.pop("told"))) == ({"lr": 0.1, "sizes": [1, 2]},) * 2
     leaves = jax.tree.leaves({**tree, "state": 0, "plain": 0})
     assert len(leaves) > 7
     for ours, theirs in zip(

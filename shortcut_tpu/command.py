@@ -108,9 +108,8 @@ def _parse(arguments: Sequence[str]) -> list[str]:
     prepared = config_lib.prepare_arguments([expand_home(one) for one in arguments])
     with recipes.choosing(config_lib.taken_recipe(prepared)):
         rest = parse_flags(prepared)
-    given = flags.FLAGS.get_flag_value("config", None)
-    if given is not None:
-        schema.check(config_lib.with_home(given))
+    if "config" in flags.FLAGS and flags.FLAGS.config is not None:
+        schema.check(config())
     return rest
 
 

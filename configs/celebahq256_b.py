@@ -16,6 +16,7 @@ def get_config():
     config.batch_size = 64
 
     config.data.path = "data/celebahq256"
+    config.data.num_records = 30_000
     # Unconditional: one class, never dropped and never guided.
     config.data.num_classes = 1
     common.leave_out_guidance(config)

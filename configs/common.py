@@ -124,6 +124,8 @@ def _keys() -> ConfigDict:
     # Folder of a teacher's noises and samples, made by `python -m shortcut_tpu.generate_pairs`, for
     # objectives that train on them. Distances are to the records of `path` all the same.
     config.data.pairs = Key("", Text())
+    # How many records there are, for `preflight` where the records are not; 0 where nobody knows.
+    config.data.num_records = Key(0, Whole(0))
     # Shape of a latent, [side, side, channels]; the records must agree.
     config.data.image_size = Key(32, Whole(1))
     config.data.channels = Key(4, Whole(1))

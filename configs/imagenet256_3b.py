@@ -19,6 +19,7 @@ def get_config():
     config.batch_size = 1024
 
     config.data.path = "data/imagenet256"
+    config.data.num_records = 1_281_167
     config.data.autoencoder = "sd-vae-ft-mse"
 
     # Heads of 128 fill the lanes of a TPU's registers.

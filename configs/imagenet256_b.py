@@ -18,6 +18,7 @@ def get_config():
     config = recipes.get_config()
 
     config.data.path = "data/imagenet256"
+    config.data.num_records = 1_281_167
     config.data.autoencoder = "sd-vae-ft-mse"
 
     config.model.update(common.DIT_SIZES["B"])

@@ -6,6 +6,7 @@
   python -m shortcut_tpu.preflight --config=imagenet256_xl --topology=v5e-256 --explain
   python -m shortcut_tpu.preflight --config=imagenet256_xl --topology=v5e-256 --program=sample
   python -m shortcut_tpu.preflight --config=imagenet256_xl --topology=v5e-256 --search
+  python -m shortcut_tpu.preflight --config=imagenet256_xl --topology=v5e-256 --whole
   python -m shortcut_tpu.preflight --all --json=pods.json            # every config on every pod
   python -m shortcut_tpu.preflight --all --config=imagenet256_xl     # one config on every pod
 
@@ -40,6 +41,7 @@ from ml_collections import ConfigDict
 from data_pipeline.errors import UserError
 from shortcut_tpu import command, compile_cache
 from shortcut_tpu import config as config_lib
+from shortcut_tpu.compiled import whole_run
 from shortcut_tpu.compiled.analysis import PROGRAMS, analyse
 from shortcut_tpu.compiled.estimate import estimate_lines, explain_lines
 from shortcut_tpu.compiled.matrix import PODS, Row, markdown, matrix, read_rows
@@ -63,6 +65,11 @@ def define_flags() -> None:
     flags.DEFINE_integer("steps", 1, "Steps of the sampler.", lower_bound=1)
     flags.DEFINE_boolean(
         "search", False, "Find the layout and batch of the least estimated time an image; minutes."
+    )
+    flags.DEFINE_boolean(
+        "whole",
+        False,
+        "Every act of the run in place of one program: records, checkpoints, evaluations; minutes.",
     )
     flags.DEFINE_boolean(
         "all",
@@ -152,6 +159,17 @@ def one(config: ConfigDict, topology: Topology) -> None:
     print(*report(figures), *dearest, "fits", sep="\n")
 
 
+def whole(config: ConfigDict, topology: Topology) -> None:
+    """Walks the run from its first act to its last."""
+    found = whole_run.walk(config, topology, say=_say)
+    command.write_json(found)
+    print(*whole_run.report(found), sep="\n")
+    sys.stdout.flush()
+    if not found["fits"]:
+        raise UserError(f"on {topology.name} the run does not fit: {found['reason']}")
+    print("fits")
+
+
 def fastest(config: ConfigDict, topology: Topology) -> None:
     """Reports on the search for the least time an image; what --json holds is not made again."""
     known = read_rows(flags.FLAGS.json)
@@ -211,7 +229,9 @@ def main() -> None:
     compile_cache.enable(config.train.compile_cache)
     # Without a TPU an entry is written and found again, but cannot be loaded.
     warnings.filterwarnings("ignore", "Error reading persistent compilation cache entry")
-    if flags.FLAGS.search:
+    if flags.FLAGS.whole:
+        whole(config, topology)
+    elif flags.FLAGS.search:
         fastest(config, topology)
     else:
         one(config, topology)

@@ -59,6 +59,33 @@ CHIPS = {
     "v6e": Chip(31.25, False, 2, 918e12, 1.75e9, 256, 1640e9, 100e9, 12.5e9),
 }
 
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """A TPU VM.
+
+    Attributes:
+      chips: attached to it.
+      memory_gb: gigabytes (10^9 bytes) of its own memory.
+    """
+
+    chips: int
+    memory_gb: int
+
+    @property
+    def memory_bytes(self) -> int:
+        return self.memory_gb * 10**9
+
+
+# From the tables of VM types in cloud.google.com/tpu/docs/v5e and in
+# cloud.google.com/kubernetes-engine/docs/concepts/tpus (ct4p-, ct5lp-, ct5p-, ct6e-), by
+# generation; a pod of more chips than the largest has is made of those with four.
+MACHINES = {
+    "v4": (Machine(4, 407),),
+    "v5e": (Machine(1, 48), Machine(4, 192), Machine(8, 384)),
+    "v5p": (Machine(4, 448),),
+    "v6e": (Machine(1, 176), Machine(4, 720), Machine(8, 1440)),
+}
+
 _ALIASES = {"v5litepod": "v5e"}
 
 # A generation by what JAX calls its devices; the runtime has had two names for some.
@@ -146,6 +173,19 @@ class Topology:
         for side in self.grid:
             count *= side
         return count
+
+    @property
+    def machine(self) -> Machine:
+        """The VM that its hosts are."""
+        kinds = MACHINES[self.generation]
+        in_slice = self.chips // self.slices
+        alone = (kind for kind in kinds if kind.chips >= in_slice)
+        return next(alone, None) or next(kind for kind in kinds if kind.chips == 4)
+
+    @property
+    def hosts(self) -> int:
+        """VMs of all slices together."""
+        return max(self.chips // self.slices // self.machine.chips, 1) * self.slices
 
     @property
     def hbm_bytes(self) -> int:

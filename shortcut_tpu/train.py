@@ -27,6 +27,7 @@ from shortcut_tpu import config as config_lib
 from shortcut_tpu import workdir as workdir_lib
 from shortcut_tpu.checkpoints import Checkpoints, still_waiting
 from shortcut_tpu.evaluation.inputs import require_named, require_readable
+from shortcut_tpu.evaluation.memory import require_host_memory
 from shortcut_tpu.evaluation.periodic import PeriodicEvaluation
 from shortcut_tpu.experiment import Experiment, needs_pairs, records_of
 from shortcut_tpu.loading import initial_state
@@ -86,10 +87,11 @@ def _train(
     bar = held.enter_context(terminal_bars(shown=jax.process_index() == 0))
 
     # ---------------------------------------------------------------- data
+    autoencoder = load_autoencoder(config.data.autoencoder)
+    require_host_memory(config, autoencoder)
     records = staging.local(records_of(config), config.data.stage)
     manifest = Manifest.load(records)
     check_data(config, records_of(config), manifest)
-    autoencoder = load_autoencoder(config.data.autoencoder)
     manifest.require_autoencoder(autoencoder.name, autoencoder.digest)
     if config.evaluation.every_steps:
         require_readable(config, autoencoder)

@@ -8,13 +8,15 @@ Usage:
 
 import importlib.util
 
+from data_pipeline.autoencoders import kl, layers, tiny
 from data_pipeline.autoencoders.base import Array, Autoencoder
 from data_pipeline.autoencoders.identity import Identity
 from data_pipeline.autoencoders.kl import CONFIG_FILE, WEIGHTS_FILE, load_kl
+from data_pipeline.autoencoders.kl_config import KLConfig
 from data_pipeline.autoencoders.tiny import VARIANTS, load_tiny
 from data_pipeline.errors import UserError
 
-__all__ = ["Array", "Autoencoder", "load_autoencoder"]
+__all__ = ["Array", "Autoencoder", "abstract_autoencoder", "load_autoencoder"]
 
 # Where the models that have a name of their own are published; others are `kl:DIR`.
 _KL_REPOSITORIES = {
@@ -41,8 +43,7 @@ def load_autoencoder(spec: str) -> Autoencoder:
             are given to an autoencoder that has none.
     """
     name, _, weights = spec.partition(":")
-    if name not in _NAMES:
-        raise UserError(f"unknown autoencoder {name!r}; the known ones are {', '.join(_NAMES)}")
+    name = _known(name)
     if name == "identity":
         if weights:
             raise UserError(f"autoencoder {name} takes no weights, but {weights!r} was given")
@@ -55,6 +56,34 @@ def load_autoencoder(spec: str) -> Autoencoder:
             )
         return load_tiny(name, weights)
     return load_kl(name, weights or _from_hub(name))
+
+
+def abstract_autoencoder(spec: str, latent_channels: int) -> Autoencoder:
+    """The autoencoder that a spec names, of its published shape, without its weights.
+
+    It has shapes where another has arrays: `decode_with` can be compiled, and nothing computed.
+
+    Args:
+        spec: as of `load_autoencoder`; its WEIGHTS are not looked at.
+        latent_channels: of a latent, for a member of the second kind.
+
+    Raises:
+        UserError: the name is unknown.
+    """
+    name = _known(spec.partition(":")[0])
+    if name == "identity":
+        return Identity()
+    if name in VARIANTS:
+        encoder, decoder = map(layers.abstract, tiny.weight_shapes(VARIANTS[name]))
+        return tiny.TinyAutoencoder(name, "", VARIANTS[name], encoder, decoder)
+    config = KLConfig.published(latent_channels)
+    return kl.AutoencoderKL(name, "", config, layers.abstract(kl.weight_shapes(config)))
+
+
+def _known(name: str) -> str:
+    if name not in _NAMES:
+        raise UserError(f"unknown autoencoder {name!r}; the known ones are {', '.join(_NAMES)}")
+    return name
 
 
 def _from_hub(name: str) -> str:

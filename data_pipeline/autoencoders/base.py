@@ -6,7 +6,8 @@ Usage:
         ...
 """
 
-from typing import Protocol, TypeAlias
+from collections.abc import Mapping
+from typing import Any, Protocol, TypeAlias
 
 import jax
 import numpy as np
@@ -49,3 +50,10 @@ class Autoencoder(Protocol):
 
     def decode(self, latents: Array) -> Array:
         """Decodes unscaled latents [n, h, w, c] to images [n, H, W, C] in about [-1, 1]."""
+
+    @property
+    def decoder_weights(self) -> Mapping[str, Any]:
+        """What `decode` uses: arrays, or their shapes where there is nothing but those."""
+
+    def decode_with(self, weights: Mapping[str, Any], latents: Array) -> Array:
+        """`decode` by weights that a program is handed; one that holds them is large."""

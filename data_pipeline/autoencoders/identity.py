@@ -4,7 +4,9 @@ Usage:
     mean, std = Identity().encode(images)  # mean is images, std is None
 """
 
+from collections.abc import Mapping
 import dataclasses
+from typing import Any
 
 from data_pipeline.autoencoders.base import Array
 
@@ -27,5 +29,14 @@ class Identity:
         return images, None
 
     def decode(self, latents: Array) -> Array:
+        """Returns the latents [n, H, W, C]."""
+        return latents
+
+    @property
+    def decoder_weights(self) -> Mapping[str, Any]:
+        """None."""
+        return {}
+
+    def decode_with(self, weights: Mapping[str, Any], latents: Array) -> Array:
         """Returns the latents [n, H, W, C]."""
         return latents

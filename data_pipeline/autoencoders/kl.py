@@ -8,8 +8,10 @@ Usage:
     mean, std = autoencoder.encode(images)         # [n, H, W, 3] to [n, H/8, W/8, 4], twice
 """
 
+from collections.abc import Mapping
 import dataclasses
 import functools
+from typing import Any
 
 from etils import epath
 import jax
@@ -85,9 +87,19 @@ class AutoencoderKL:
 
     def decode(self, latents: Array) -> Array:
         """Decodes unscaled latents [n, h, w, c] to images [n, H, W, 3] in about [-1, 1]."""
+        return self.decode_with(self.weights, latents)
+
+    @property
+    def decoder_weights(self) -> Mapping[str, Any]:
+        """Those of `weights` that are not the encoder's."""
+        ours = ("decoder.", "post_quant_conv.")
+        return {name: array for name, array in self.weights.items() if name.startswith(ours)}
+
+    def decode_with(self, weights: Mapping[str, Any], latents: Array) -> Array:
+        """`decode` by other weights of the same shapes."""
         network = functools.partial(_decode, self.config)
         shifted = jnp.asarray(latents, jnp.float32) + self.config.shift_factor
-        return layers_lib.run(network, self.weights, shifted)
+        return layers_lib.run(network, weights, shifted)
 
 
 def load_kl(name: str, directory: epath.PathLike) -> AutoencoderKL:

@@ -54,6 +54,15 @@ class KLConfig:
     use_post_quant_conv: bool = True
     mid_block_add_attention: bool = True
 
+    @classmethod
+    def published(cls, latent_channels: int = 4) -> "KLConfig":
+        """Of Stable Diffusion's autoencoders (arXiv 2112.10752); later ones have more channels."""
+        return cls(
+            block_out_channels=(128, 256, 512, 512),
+            layers_per_block=2,
+            latent_channels=latent_channels,
+        )
+
     @property
     def reduction(self) -> int:
         """How many of an image's pixels one of the latent's stands for, in each direction."""

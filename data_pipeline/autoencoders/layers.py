@@ -13,7 +13,7 @@ Usage:
 
 from collections.abc import Callable, Mapping
 import math
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -124,6 +124,11 @@ Network = Callable[[Layers, jax.Array], Out]
 def run(network: Network[Out], weights: Weights, x: jax.Array) -> Out:
     """What a network computes with these weights."""
     return network(Layers(lambda name, shape: jnp.asarray(weights[name])), x)
+
+
+def abstract(shapes: Mapping[str, Shape]) -> dict[str, Any]:
+    """Weights of these shapes that hold no numbers, to compile a network that is not here."""
+    return {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
 
 
 def shapes_of(network: Network[Out], input_shape: Shape) -> dict[str, Shape]:

@@ -8,8 +8,10 @@ Usage:
     mean, _ = autoencoder.encode(images)     # [n, H, W, 3] to [n, H/8, W/8, 32]
 """
 
+from collections.abc import Mapping
 import dataclasses
 import functools
+from typing import Any
 
 from etils import epath
 import jax
@@ -101,8 +103,12 @@ class TinyAutoencoder:
 
     def decode(self, latents: Array) -> Array:
         """Decodes unscaled latents [n, h, w, c] to images [n, H, W, 3] in about [-1, 1]."""
+        return self.decode_with(self.decoder_weights, latents)
+
+    def decode_with(self, weights: Mapping[str, Any], latents: Array) -> Array:
+        """`decode` by other weights of the same shapes."""
         network = functools.partial(_decode, self.variant)
-        unit = layers_lib.run(network, self.decoder_weights, jnp.asarray(latents, jnp.float32))
+        unit = layers_lib.run(network, weights, jnp.asarray(latents, jnp.float32))
         return unit * 2 - 1
 
 

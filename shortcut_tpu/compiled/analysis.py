@@ -150,8 +150,7 @@ def _sampler(experiment: Experiment, steps: int) -> tuple[Any, tuple[Any, ...]]:
     indices = jax.ShapeDtypeStruct((count,), "uint32", sharding=rows)
     labels = jax.ShapeDtypeStruct((count,), "int32", sharding=rows)
     params = experiment.abstract_state.emas["evaluation"]
-    no_weights = None
-    return generator.program(steps), (params, no_weights, indices, labels)
+    return generator.program(steps), (params, indices, labels)
 
 
 def _forward(experiment: Experiment) -> tuple[Any, tuple[Any, ...]]:
@@ -240,11 +239,11 @@ def examine_compiled(candidate: Candidate, topology: Topology, compiled: Any) ->
 def _known_before(candidate: Candidate, topology: Topology) -> dict[str, Any]:
     experiment = candidate.experiment
     state = experiment.abstract_state
-    kinds = {"parameters": _bytes_per_chip(state.params)}
+    kinds = {"parameters": bytes_per_chip(state.params)}
     if candidate.trains:
-        kinds["optimizer"] = _bytes_per_chip(state.opt_state)
-        kinds["emas"] = _bytes_per_chip(state.emas)
-        kinds["batch"] = _bytes_per_chip(candidate.arguments[1])
+        kinds["optimizer"] = bytes_per_chip(state.opt_state)
+        kinds["emas"] = bytes_per_chip(state.emas)
+        kinds["batch"] = bytes_per_chip(candidate.arguments[1])
     figures: dict[str, Any] = {
         "program": candidate.program,
         "topology": topology.name,
@@ -258,7 +257,8 @@ def _known_before(candidate: Candidate, topology: Topology) -> dict[str, Any]:
     return figures if candidate.trains else figures | {"steps": candidate.steps}
 
 
-def _bytes_per_chip(tree: Any) -> int:
+def bytes_per_chip(tree: Any) -> int:
+    """What a tree of arrays with shardings takes of each chip."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)

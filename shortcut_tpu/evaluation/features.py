@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data_pipeline.autoencoders.layers import run
+from data_pipeline.autoencoders.layers import abstract, run
 from data_pipeline.errors import UserError
 from shortcut_tpu.evaluation import efficientnet, inception
 from shortcut_tpu.evaluation.efficientnet import load_efficientnet
@@ -63,6 +63,16 @@ class Features:
             jax.ShapeDtypeStruct((1, *image_shape), jnp.float32),
         )
         return {name: array.shape[1] for name, array in shapes.items()}
+
+
+def abstract_features(protocol: Protocol) -> Features:
+    """A protocol's network with shapes for weights: to be compiled, and for its `sizes`."""
+    shapes = {
+        "pixels": lambda: {},
+        "efficientnet": efficientnet.weight_shapes,
+        "inception": inception.weight_shapes,
+    }[protocol.network]()
+    return Features(protocol, abstract(shapes), classifier=protocol.network == "inception")
 
 
 def load_features(protocol: Protocol, spec: str = "") -> Features:

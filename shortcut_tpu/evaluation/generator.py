@@ -1,10 +1,13 @@
-"""Samples from noise to images in one jitted, sharded program for each number of steps.
+"""Samples from noise to images, on the devices, in programs that are sharded by rows.
 
-Sample i is a function of (seed, i): the same noise at every step count, batch size and mesh.
+Only sampling is compiled for each number of steps. A decoder takes a TPU's compiler minutes, what
+is measured of images another: they are programs of their own, and nothing leaves the devices
+between them. Sample i is a function of (seed, i): the same noise at every step count, batch size
+and mesh.
 
 Usage:
-  generator = Generator(experiment, autoencoder)
-  images = generator.images(params, indices, labels, num_steps=4)
+  generator = Generator(experiment, autoencoder, seed=0)
+  images = generator(params, indices, labels, num_steps=4)
 """
 
 from collections.abc import Sequence
@@ -27,7 +30,7 @@ _SAMPLING_STREAM = 2**32 - 1
 
 
 class Consumer(Protocol):
-    """What is made of images in the program that samples them.
+    """What is made of images where they are.
 
     `weights` are handed to `compute` as an argument: a program that holds them as constants is
     large, and slow to compile.
@@ -116,16 +119,36 @@ class Generator:
         return self.experiment.objective.sample(velocity, x0, labels, num_steps, keys)
 
     @functools.cache  # noqa: B019  (a generator lives as long as its command)
-    def program(self, num_steps: int, consumer: Consumer | None = None) -> Any:
-        """Jitted (params, weights, indices [B], labels [B]) -> images, or what becomes of them."""
-        rows = partitioning.rows(self.experiment.mesh)
+    def program(self, num_steps: int) -> Any:
+        """Jitted (params, indices [B], labels [B]) -> x_1 [B, H, W, C]."""
 
-        def generate(params: Any, weights: Any, indices: jax.Array, labels: jax.Array) -> Any:
-            x1 = self.latents(params, indices, labels, num_steps)
-            images = jnp.asarray(self._autoencoder.decode(x1 / self.experiment.latent_scale))
-            return consumer.compute(weights, images) if consumer else images
+        def generate(params: Any, indices: jax.Array, labels: jax.Array) -> jax.Array:
+            return self.latents(params, indices, labels, num_steps)
 
-        return jax.jit(self.experiment.placed(generate), out_shardings=rows)
+        return jax.jit(self.experiment.placed(generate), out_shardings=self._rows)
+
+    @functools.cached_property
+    def decoding(self) -> Any:
+        """Jitted (decoder's weights, x_1 [B, H, W, C]) -> images; the same at any step count."""
+
+        def decode(weights: Any, x1: jax.Array) -> jax.Array:
+            latents = x1 / self.experiment.latent_scale
+            return jnp.asarray(self._autoencoder.decode_with(weights, latents))
+
+        return jax.jit(decode, out_shardings=self._rows)
+
+    @functools.cache  # noqa: B019
+    def consuming(self, consumer: Consumer) -> Any:
+        """Jitted (consumer's weights, images [B, H, W, C]) -> what becomes of them."""
+
+        def consume(weights: Any, images: jax.Array) -> Any:
+            return consumer.compute(weights, images)
+
+        return jax.jit(consume, out_shardings=self._rows)
+
+    @property
+    def _rows(self) -> jax.sharding.Sharding:
+        return partitioning.rows(self.experiment.mesh)
 
     def submit(
         self,
@@ -136,10 +159,13 @@ class Generator:
         consumer: Consumer | None = None,
     ) -> Pending:
         """Starts on some samples, any number of them."""
-        weights = self._weights(consumer) if consumer else None
-        program = functools.partial(self.program(num_steps, consumer), params, weights)
+
+        def images(indices: jax.Array, labels: jax.Array) -> Any:
+            made = self.decoding(self._decoder, self.program(num_steps)(params, indices, labels))
+            return self.consuming(consumer)(self._weights(consumer), made) if consumer else made
+
         arrays = np.asarray(indices, np.uint32), np.asarray(labels, np.int32)
-        return submit(self.experiment.mesh, program, *arrays)
+        return submit(self.experiment.mesh, images, *arrays)
 
     def __call__(
         self,
@@ -151,6 +177,11 @@ class Generator:
         """Images [n, H, W, C] of some samples, on every host."""
         images: np.ndarray = self.submit(params, indices, labels, num_steps).result()
         return images
+
+    @functools.cached_property
+    def _decoder(self) -> Any:
+        """The decoder's weights, whole on every device."""
+        return replicate(self.experiment.mesh, dict(self._autoencoder.decoder_weights))
 
     @functools.cache  # noqa: B019
     def _weights(self, consumer: Consumer) -> Any:

@@ -43,24 +43,27 @@ class ImageProgram:
         self,
         features: Features,
         mesh: Mesh,
-        to_images: Callable[[jax.Array], Any] = bytes_to_unit,
+        autoencoder: Autoencoder | None = None,
     ):
         """Compiles nothing yet.
 
         Args:
           features: what is computed.
           mesh: over which rows are split.
-          to_images: from rows to images in about [-1, 1], inside the program.
+          autoencoder: decodes the rows inside the program; by default they are images, as bytes or
+            in about [-1, 1].
         """
         self._mesh = mesh
-        weights = replicate(mesh, dict(features.weights))
-        self._program = functools.partial(
-            jax.jit(
-                lambda weights, rows: features.compute(weights, jnp.asarray(to_images(rows))),
-                out_shardings=partitioning.rows(mesh),
-            ),
-            weights,
-        )
+        decoder = autoencoder.decoder_weights if autoencoder else {}
+        weights = replicate(mesh, (dict(decoder), dict(features.weights)))
+
+        def compute(weights: Any, rows: jax.Array) -> dict[str, jax.Array]:
+            decoder, networks = weights
+            images = autoencoder.decode_with(decoder, rows) if autoencoder else bytes_to_unit(rows)
+            return features.compute(networks, jnp.asarray(images))
+
+        program = jax.jit(compute, out_shardings=partitioning.rows(mesh))
+        self._program = functools.partial(program, weights)
 
     def gather(
         self,
@@ -152,7 +155,7 @@ def record_sums(
     count = len(reader) if limit is None else min(limit, len(reader))
     wanted = np.arange(count) * len(reader) // count
     shape = tuple(reader.manifest.autoencoder["image_shape"])
-    program = ImageProgram(features, mesh, autoencoder.decode)
+    program = ImageProgram(features, mesh, autoencoder)
     sums = resumed or Sums.empty(features, shape, count, every=every(count) if vectors else 0)
     begin = from_first(sums.count)
     progress(begin)

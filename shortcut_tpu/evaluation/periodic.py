@@ -88,7 +88,7 @@ class PeriodicEvaluation:
             for n in step_counts:
                 for name, score in self._evaluator.scores(params, n, progress).items():
                     scores.setdefault(name, {})[n] = score
-                samples[n] = unit_to_uint8(self._generator(params, range(len(labels)), labels, n))
+                samples[n] = unit_to_uint8(self._evaluator.images(params, labels, n))
         names = label_names(labels, config.data)
         images = {
             f"samples/{n}_steps": sheets.sheet(found, _SHEET_COLUMNS, captions=names)[None]

@@ -25,7 +25,7 @@ def measure(options: Options) -> list[Comparison]:
     generator = make_generator(experiment, load_autoencoder("identity"))
     batch = random_batch(config)
     params = experiment.init_state().emas["evaluation"]
-    sample = (params, None, np.arange(ROWS, dtype=np.uint32), batch["label"])
+    sample = (params, np.arange(ROWS, dtype=np.uint32), batch["label"])
     many = functools.partial(generator.program(STEPS), *sample)
     one = functools.partial(generator.program(1), *sample)
     forward = functools.partial(

@@ -38,6 +38,23 @@ def test_several_slices():
     assert Topology.parse("4xv4-16").chips == 32
 
 
+@pytest.mark.parametrize(
+    ("name", "hosts", "chips", "memory_gb"),
+    [
+        ("v5e-256", 64, 4, 192),
+        ("v5e-8", 1, 8, 384),
+        ("v5e-1", 1, 1, 48),
+        ("v6e-256", 64, 4, 720),
+        ("v5p-128", 16, 4, 448),
+        ("2x v4-64", 16, 4, 407),
+    ],
+)
+def test_a_pod_is_made_of_machines(name, hosts, chips, memory_gb):
+    topology = Topology.parse(name)
+    assert topology.hosts == hosts
+    assert (topology.machine.chips, topology.machine.memory_gb) == (chips, memory_gb)
+
+
 @needs_libtpu
 @pytest.mark.parametrize("name", ["v5e-16", "v6e-8", "v5p-8", "v4-16", "2x v5e-16"])
 def test_a_pod_is_known_by_its_devices(name):

@@ -30,7 +30,7 @@ def count_flops(function: Callable[..., Any], *args: Any) -> int:
 def _count(jaxpr: Any) -> int:
     total = 0
     for equation in jaxpr.eqns:
-        inner = [_count(sub) for sub in _sub_jaxprs(equation.params)]
+        inner = [_count(sub) for sub in sub_jaxprs(equation.params)]
         if equation.primitive.name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
             left = equation.invars[0].aval.shape
@@ -87,7 +87,7 @@ def _kernels(jaxpr: Any) -> Iterator[tuple[Kernel, int]]:
             flops = grid * _count(equation.params["jaxpr"])
             yield Kernel(equation.params["name"], operands), flops
         else:
-            for sub in _sub_jaxprs(equation.params):
+            for sub in sub_jaxprs(equation.params):
                 yield from _kernels(sub)
 
 
@@ -106,14 +106,15 @@ def _passes(jaxpr: Any, depth: int) -> int:
     total = 0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "scan" and equation.params["length"] == depth:
-            total += any(_count(sub) for sub in _sub_jaxprs(equation.params))
+            total += any(_count(sub) for sub in sub_jaxprs(equation.params))
             continue
         turns = equation.params["length"] if equation.primitive.name == "scan" else 1
-        total += turns * sum(_passes(sub, depth) for sub in _sub_jaxprs(equation.params))
+        total += turns * sum(_passes(sub, depth) for sub in sub_jaxprs(equation.params))
     return total
 
 
-def _sub_jaxprs(params: dict[str, Any]) -> Iterator[Any]:
+def sub_jaxprs(params: dict[str, Any]) -> Iterator[Any]:
+    """What an equation of a program holds of other programs."""
     for value in params.values():
         for item in value if isinstance(value, tuple | list) else (value,):
             inner = getattr(item, "jaxpr", item)

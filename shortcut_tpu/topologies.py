@@ -59,6 +59,7 @@ CHIPS = {
     "v6e": Chip(31.25, False, 2, 918e12, 1.75e9, 256, 1640e9, 100e9, 12.5e9),
 }
 
+
 @dataclasses.dataclass(frozen=True)
 class Machine:
     """A TPU VM.

@@ -6,6 +6,7 @@ Usage:
     images = autoencoder.decode(latents / autoencoder.scale)
 """
 
+import functools
 import importlib.util
 
 from data_pipeline.autoencoders import kl, layers, tiny
@@ -58,6 +59,7 @@ def load_autoencoder(spec: str) -> Autoencoder:
     return load_kl(name, weights or _from_hub(name))
 
 
+@functools.cache
 def abstract_autoencoder(spec: str, latent_channels: int) -> Autoencoder:
     """The autoencoder that a spec names, of its published shape, without its weights.
 

@@ -1,8 +1,8 @@
 """A run of a config on a pod, from its first act to its last, at its real size.
 
 Nothing is read, staged or sampled: sizes follow from the config and, where it is at hand, the
-manifest; programs are those that the run would compile, compiled by the TPU's compiler. Where the
-autoencoder's or the feature network's weights are not at hand, their published shapes are.
+manifest. The train step and the samplers are compiled by the TPU's compiler; decoder and feature
+network, of their published shapes, are counted, see `counted`.
 
 Usage:
   found = walk(config, Topology.parse("v5e-256"), say=print)
@@ -28,6 +28,7 @@ from data_pipeline.manifest import Manifest
 from data_pipeline.staging import MEMORY
 from shortcut_tpu import partitioning
 from shortcut_tpu.compiled.analysis import Candidate, batch_fields, bytes_per_chip, examine
+from shortcut_tpu.compiled.counted import count
 from shortcut_tpu.evaluation.features import Features, abstract_features
 from shortcut_tpu.evaluation.generator import make_generator
 from shortcut_tpu.evaluation.memory import config_bytes, require_host_memory
@@ -95,7 +96,9 @@ def walk(config: ConfigDict, topology: Topology, say: Say) -> dict[str, Any]:
     together = sum(act.host_bytes or 0 for act in held)
     if together > topology.machine.memory_bytes and not any(act.reason for act in held):
         largest = max(held, key=lambda act: act.host_bytes or 0)
-        reason = _over(largest.key, "all that a host holds", together, topology.machine.memory_bytes)
+        reason = _over(
+            largest.key, "all that a host holds", together, topology.machine.memory_bytes
+        )
         acts.append(Act("memory of a host", largest.key, host_bytes=together, reason=reason))
     reasons = [act.reason for act in acts if act.reason]
     state = run.state_bytes
@@ -241,6 +244,17 @@ class _Run:
             reason=_over(key, name, used, capacity) if used > capacity else "",
         )
 
+    def _counted(
+        self, name: str, key: str, function: Any, arguments: tuple[Any, ...], calls: int
+    ) -> Act:
+        """A program of convolutions, on the rows of one chip, by its shapes."""
+        found, capacity = count(function, *arguments), self.topology.hbm_bytes
+        rows = arguments[-1]
+        used = self._resident() + rows.size * rows.dtype.itemsize + found.live_bytes
+        seconds = found.flops / self.topology.chip.bf16_flops
+        reason = _over(key, name, used, capacity) if used > capacity else ""
+        return Act(name, key, chip_bytes=used, seconds=seconds, calls=calls, reason=reason)
+
     def _training(self) -> Act:
         batch = self.experiment.abstract_batch(batch_fields(self.config))
         arguments = (self.experiment.abstract_state, batch)
@@ -262,17 +276,22 @@ class _Run:
         for n in found:
             arguments: tuple[Any, ...] = (params, indices, labels)
             program = Candidate(self.experiment, "sample", n, generator.program(n), arguments)
-            yield self._compiled(f"sampler, {n} steps", key, program, params, calls)
+            name = f"sampler, {n} step{'s' if n > 1 else ''}"
+            yield self._compiled(name, key, program, params, calls)
         decoder, networks = self._weights
         x1 = jax.eval_shape(generator.program(found[0]), params, indices, labels)
         images = jax.eval_shape(generator.decoding, decoder, x1)
         for name, function, weights, like in (
             (f"decoder of {self.autoencoder.name}", generator.decoding, decoder, x1),
-            (f"features of {features.protocol.name}", generator.consuming(features), networks, images),
+            (
+                f"features of {features.protocol.name}",
+                generator.consuming(features),
+                networks,
+                images,
+            ),
         ):
-            array = jax.ShapeDtypeStruct(like.shape, like.dtype, sharding=rows)
-            program = Candidate(self.experiment, "sample", 1, function, (weights, array))
-            yield self._compiled(name, key, program, weights, calls * len(found))
+            array = jax.ShapeDtypeStruct((size // shards, *like.shape[1:]), like.dtype)
+            yield self._counted(name, key, function, (weights, array), calls * len(found))
 
 
 def _bytes_per_host(tree: Any) -> int:

@@ -7,6 +7,7 @@ Usage:
 
 from collections.abc import Mapping
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -65,6 +66,7 @@ class Features:
         return {name: array.shape[1] for name, array in shapes.items()}
 
 
+@functools.cache
 def abstract_features(protocol: Protocol) -> Features:
     """A protocol's network with shapes for weights: to be compiled, and for its `sizes`."""
     shapes = {

@@ -30,7 +30,9 @@ def test_covariances_of_pixels_are_refused_by_name():
     assert covariance == 288 * 2**30
     assert config_bytes(config, autoencoder)["statistics"] == 9 * covariance
     for capacity in (407 * GB, 1440 * GB):
-        with pytest.raises(UserError, match="^evaluation.protocol=fd_pixel: .* 256x256x3 take 2592"):
+        with pytest.raises(
+            UserError, match="^evaluation.protocol=fd_pixel: .* 256x256x3 take 2592"
+        ):
             require_host_memory(config, autoencoder, capacity)
     require_host_memory(imagenet(protocol="fd_pixel", every_steps=0), autoencoder, 407 * GB)
     require_host_memory(imagenet(protocol="adm"), autoencoder, 48 * GB)
@@ -42,22 +44,29 @@ def test_vectors_of_too_many_samples_are_refused_by_name():
         require_host_memory(config, abstract_autoencoder("sd-vae-ft-mse", 4), 720 * GB)
 
 
+DISTANCE = """
+import re, sys
+import numpy as np
+from shortcut_tpu.evaluation.distances import GaussianStatistics, frechet_distance
+
+def highest():
+    return int(re.search("VmHWM:\\s+([0-9]+)", open("/proc/self/status").read())[1])
+
+size = int(sys.argv[1])
+rows = np.random.default_rng(0).standard_normal((16, size))
+np.linalg.eigh(np.eye(100))
+before = highest()
+frechet_distance(*(GaussianStatistics.empty(size).add(rows + i) for i in range(2)))
+print(highest() - before)
+"""
+
+
 def test_what_is_counted_is_what_is_there():
-    """The distance between two sets of 40x40 pixels, in a process of its own: 1600 squared."""
-    side = 40
-    code = (
-        "import resource, numpy as np\n"
-        "from shortcut_tpu.evaluation.distances import GaussianStatistics, frechet_distance\n"
-        "rows = np.random.default_rng(0).standard_normal((16, %d))\n"
-        "np.linalg.eigh(np.eye(400))\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "sets = [GaussianStatistics.empty(%d).add(rows + i) for i in range(2)]\n"
-        "frechet_distance(*sets)\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
-    ) % (side**2, side**2)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    counted = host_bytes(abstract_features(get_protocol("fd_pixel")), (side, side, 1), 100)
-    assert 0.7 < 1024 * int(done.stdout) / counted["statistics"] < 1.02
+    """The distance between two sets of images of 32x32 pixels, in a process of its own."""
+    command = [sys.executable, "-c", DISTANCE, str(32 * 32)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    counted = host_bytes({"pool": 32 * 32}, 100, 0, keeps_vectors=False)
+    assert 0.7 < 1024 * int(done.stdout) / counted["statistics"] < 1.1
 
 
 def test_shapes_stand_in_for_weights():

@@ -55,7 +55,8 @@ class Act:
       chip_bytes: memory of a chip, with all that lies there meanwhile.
       host_bytes: memory of the host that needs the most.
       moved_bytes: to or from disk or bucket, by the host that moves the most.
-      seconds: at the limits of the chips; of one call.
+      seconds: of one call; the compiler's estimate of a program, the chip's limit of one that is
+        counted.
       calls: in an evaluation.
       compile_seconds: on this machine.
       reason: why it does not fit; empty where it does.
@@ -238,7 +239,7 @@ class _Run:
             name,
             key,
             chip_bytes=used,
-            seconds=max(figures["roofline_seconds"].values()),
+            seconds=figures["estimated_seconds"],
             calls=calls,
             compile_seconds=figures["compile_seconds"],
             reason=_over(key, name, used, capacity) if used > capacity else "",
@@ -316,7 +317,7 @@ def report(found: Mapping[str, Any]) -> list[str]:
     def number(value: float | None, form: str) -> str:
         return "" if value is None else format(value, form)
 
-    head = ["", "chip, GiB", "host, GiB", "moved, GiB", "at least, ms", "calls", "compiled, s"]
+    head = ["", "chip, GiB", "host, GiB", "moved, GiB", "a call, ms", "calls", "compiled, s"]
     rows = [head]
     for act in found["acts"]:
         milliseconds = None if act["seconds"] is None else 1e3 * act["seconds"]
@@ -342,6 +343,6 @@ def report(found: Mapping[str, Any]) -> list[str]:
         *lines,
         f"checkpoints in the bucket: {gib(found['kept_bytes'])} GiB; memory of a host in all: "
         f"{gib(found['host_bytes'])} GiB",
-        f"an evaluation: at least {found['evaluation_seconds']:.0f} s; all programs compiled in "
+        f"an evaluation: about {found['evaluation_seconds']:.0f} s; all programs compiled in "
         f"{found['compile_seconds']:.0f} s here",
     ]

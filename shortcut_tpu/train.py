@@ -42,6 +42,7 @@ from shortcut_tpu.observability.watchdog import Watchdog
 from shortcut_tpu.observability.writers import concerned, make_writer
 from shortcut_tpu.preemption import Preemption
 from shortcut_tpu.prefetch import Prefetch
+from shortcut_tpu.rehearsal import by_default, rehearse
 from shortcut_tpu.train_state import TrainState
 
 
@@ -50,6 +51,7 @@ def train(
     workdir: epath.Path,
     allow_config_change: bool = False,
     profile_steps: StepRange | None = None,
+    rehearsing: bool = False,
 ) -> TrainState:
     """Runs or resumes training; returns the last state.
 
@@ -58,13 +60,14 @@ def train(
       workdir: gets all that it leaves.
       allow_config_change: whether to go on where the config is not that of the checkpoint.
       profile_steps: what this process is to profile.
+      rehearsing: whether a new run tries each of its acts once before it begins.
 
     Raises:
       UserError: the data are missing or of another shape, the config cannot be run here or is not
         that of the checkpoint, the workdir is in use, or training cannot go on.
     """
     with contextlib.ExitStack() as held:
-        return _train(config, workdir, allow_config_change, profile_steps, held)
+        return _train(config, workdir, allow_config_change, profile_steps, rehearsing, held)
 
 
 def _train(
@@ -72,6 +75,7 @@ def _train(
     workdir: epath.Path,
     allow_config_change: bool,
     profile_steps: StepRange | None,
+    rehearsing: bool,
     held: contextlib.ExitStack,
 ) -> TrainState:
     started, clock = time.monotonic(), Clock()
@@ -108,6 +112,10 @@ def _train(
     # ---------------------------------------------------------------- state, fresh or restored
     checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep, config)
     first_step = checkpoints.newest() or 0
+    writer = make_writer(workdir, config, experiment.abstract_state.params)
+    evaluation = PeriodicEvaluation(
+        experiment, autoencoder, writer, workdir / "evaluations", bar, watchdog.alive
+    )
     if first_step:
         before = checkpoints.config(first_step)
         workdir_lib.check_config(before, config, allow_config_change)
@@ -115,6 +123,8 @@ def _train(
             state = checkpoints.restore(experiment.abstract_state, first_step)
         say(f"resumed from step {first_step} of {workdir / 'checkpoints'}")
     else:
+        if rehearsing:
+            rehearse(experiment, evaluation, records, workdir, watchdog.alive)
         state = initial_state(experiment)
     watchdog.alive()
     if jax.process_index() == 0:
@@ -146,10 +156,6 @@ def _train(
     )
 
     # ---------------------------------------------------------------- loop
-    writer = make_writer(workdir, config, experiment.abstract_state.params)
-    evaluation = PeriodicEvaluation(
-        experiment, autoencoder, writer, workdir / "evaluations", bar, watchdog.alive
-    )
     if due(first_step, config.evaluation.every_steps, num_steps):
         # The run may have ended in the middle of it.
         with clock.spending(EVALUATION):
@@ -273,6 +279,12 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "profile_steps", None, "Steps to profile into WORKDIR/profile, START:STOP; STOP is not one."
     )
+    flags.DEFINE_boolean(
+        "rehearse",
+        None,
+        "Try three steps, a save, a restore and a batch of each evaluation before a new run, which "
+        "they leave as it would be; by default on the hosts of a TPU pod.",
+    )
     flags.DEFINE_boolean("profile_all_hosts", False, "Profile every host, and not only the first.")
 
 
@@ -285,7 +297,8 @@ def main() -> None:
     compile_cache.enable(config.train.compile_cache)
     if jax.process_index() != 0 and not values.profile_all_hosts:
         profile = None
-    state = train(config, workdir, values.allow_config_change, profile)
+    rehearsing = by_default() if values.rehearse is None else values.rehearse
+    state = train(config, workdir, values.allow_config_change, profile, rehearsing)
     if int(state.step) >= config.train.num_steps:
         say(*where_things_are(workdir, makes_images=not config.data.horizon))
     if still_waiting():

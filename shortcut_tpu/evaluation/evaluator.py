@@ -7,6 +7,7 @@ Usage:
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+import copy
 import dataclasses
 from typing import Any
 
@@ -144,6 +145,14 @@ class Evaluator:
     ) -> float:
         """The main distance at a number of sampling steps; see `scores`."""
         return self.scores(params, num_steps, progress)[self.metric]
+
+    def first_batch(
+        self, params: Any, num_steps: int, progress: Callable[[int], None] = lambda more: None
+    ) -> None:
+        """`scores` of the samples of one batch, which say nothing but that there are some."""
+        few = copy.copy(self)
+        few._labels, few._unfinished = self._labels[: self._batch_size], None
+        few.scores(params, num_steps, progress)
 
     def images(self, params: Any, labels: np.ndarray, num_steps: int) -> np.ndarray:
         """Samples 0 .. n - 1 [n, H, W, C] of labels [n], on every host.

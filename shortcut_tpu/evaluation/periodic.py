@@ -71,12 +71,22 @@ class PeriodicEvaluation:
             balance=evaluation.class_balance,
         )
 
+    @property
+    def step_counts(self) -> tuple[int, ...]:
+        """Numbers of sampling steps that are scored."""
+        asked = self._experiment.config.evaluation.steps
+        return tuple(self._experiment.objective.step_counts(asked))
+
+    def first_batch(self, params: Any, num_steps: int) -> None:
+        """Scores one batch at a step count, and forgets it."""
+        self._evaluator.first_batch(params, num_steps, self._progress)
+
     def __call__(self, step: int, params: Any) -> dict[int, float]:
         """Evaluates, writes and prints; returns the distances by number of sampling steps."""
         config = self._experiment.config
         metric = self._evaluator.metric
         labels = balanced_labels(4 * _SHEET_COLUMNS, config.data.num_classes)
-        step_counts = self._experiment.objective.step_counts(config.evaluation.steps)
+        step_counts = self.step_counts
         scores: dict[str, dict[int, float]] = {}
         samples: dict[int, np.ndarray] = {}
         with self._bar("sampling steps", self._evaluator.num_samples * sum(step_counts), 0) as more:

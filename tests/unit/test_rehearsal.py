@@ -1,0 +1,91 @@
+"""The acts of a run tried before its first step: they leave nothing, and name what cannot be."""
+
+from etils import epath
+import jax
+import numpy as np
+import pytest
+
+from data_pipeline.errors import UserError
+from shortcut_tpu import rehearsal
+from shortcut_tpu.checkpoints import Checkpoints
+from shortcut_tpu.experiment import Experiment
+from shortcut_tpu.rehearsal import rehearse
+from shortcut_tpu.train import train
+
+
+@pytest.fixture
+def short(tiny_config):
+    config = tiny_config.copy_and_resolve_references()
+    with config.unlocked():
+        config.train.num_steps = 4
+        config.model.depth = 1
+        config.evaluation.steps = (1,)
+    return config
+
+
+def files(folder):
+    """All but TensorBoard's, whose names hold the time."""
+    found = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return sorted(str(path) for path in found if "tfevents" not in path.name)
+
+
+def test_a_rehearsed_run_is_the_same_run(short, tmp_path, capsys):
+    """Parameters to the last bit, and the files."""
+    plain = train(short, epath.Path(tmp_path / "plain"))
+    assert "rehearsed" not in capsys.readouterr().out
+    first = train(short, epath.Path(tmp_path / "rehearsed"), rehearsing=True)
+    assert "rehearsed: every act of the run is possible here" in capsys.readouterr().out
+    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(first), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+    left = files(tmp_path / "rehearsed")
+    assert left == files(tmp_path / "plain")
+    assert not (tmp_path / "rehearsed" / "rehearsal").exists()
+
+
+class Evaluation:
+    """Notes the step counts that it is asked for, and fails at one."""
+
+    step_counts = (1, 2, 4)
+
+    def __init__(self, error=None):
+        self.error, self.asked = error, []
+
+    def first_batch(self, params, num_steps):
+        self.asked.append(num_steps)
+        assert all(leaf.is_fully_addressable for leaf in jax.tree.leaves(params))
+        if num_steps == 2 and self.error:
+            raise self.error
+
+
+def test_what_fails_is_named(short, devices, tmp_path, monkeypatch, capsys):
+    experiment = Experiment.from_config(short, devices)
+    records, workdir = short.data.path, epath.Path(tmp_path)
+    # What a rehearsal that was killed has left does not matter.
+    (workdir / "rehearsal" / "checkpoints" / "3").mkdir(parents=True)
+    evaluation, alive = Evaluation(), []
+    rehearse(experiment, evaluation, records, workdir, lambda: alive.append(1))
+    assert evaluation.asked == [1, 2, 4] and len(alive) == 6
+
+    memory = Evaluation(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 9 GiB\nmore"))
+    with pytest.raises(UserError, match="failed at an evaluation at 2 steps: RESOURCE_EXHAUSTED"):
+        rehearse(experiment, memory, records, workdir)
+    # A host that was lost comes back: the supervisor starts all again.
+    lost = Evaluation(jax.errors.JaxRuntimeError("UNAVAILABLE: a peer"))
+    with pytest.raises(jax.errors.JaxRuntimeError):
+        rehearse(experiment, lost, records, workdir)
+    assert "failed at an evaluation at 2 steps: UNAVAILABLE" in capsys.readouterr().out
+
+    def refused(manager, *args, **kwargs):
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("orbax.checkpoint.CheckpointManager.save", refused)
+        with pytest.raises(UserError, match="failed at a save: the checkpoint could not be writ"):
+            rehearse(experiment, Evaluation(), records, workdir)
+    with monkeypatch.context() as patched:
+        patched.setattr(Checkpoints, "newest", lambda self: None)
+        with pytest.raises(UserError, match="failed at a restore: .* is not there"):
+            rehearse(experiment, Evaluation(), records, workdir)
+    assert files(tmp_path) == []
+    assert not (tmp_path / "rehearsal").exists()
+    assert not rehearsal.by_default()

@@ -61,7 +61,7 @@ def define_flags() -> None:
     flags.DEFINE_string("create_flags", "", "gcloud's own, for what it creates, in one word.")
     flags.DEFINE_string("ssh_flags", "", "gcloud's own, for its ssh.")
     flags.DEFINE_enum("gcloud_track", "", ["", "alpha", "beta"], "Where gcloud knows such flags.")
-    flags.DEFINE_boolean("preflight", True, "Compile the step for the pod first.")
+    flags.DEFINE_boolean("preflight", True, "Walk the run for the pod first.")
     flags.DEFINE_float("poll_seconds", 20.0, "Between looks at a pod that is not ready.", 0.01)
     flags.DEFINE_boolean("dry_run", False, "Print the commands and run none.")
     flags.DEFINE_boolean("status", False, "Print the states of the pod and of the run.")
@@ -160,7 +160,8 @@ def launch(more: Sequence[str]) -> None:
     if values.preflight and job.takes_config:
         slices = f"{values.slices}x " if values.slices > 1 else ""
         preflight = ["-m", "shortcut_tpu.preflight", *config, f"--topology={slices}{topology.name}"]
-        _do([sys.executable, *preflight], values.dry_run)
+        whole = ["--whole"] if job.module == jobs.TRAIN else []
+        _do([sys.executable, *preflight, *whole], values.dry_run)
 
     source, commit = archive(cloud, workdir.rstrip("/"), values.dry_run)
     script = worker_script.render(

@@ -27,7 +27,7 @@ import orbax.checkpoint as ocp
 
 from data_pipeline.errors import UserError
 from data_pipeline.whole_files import in_bucket
-from shortcut_tpu import checksums
+from shortcut_tpu import checksums, distributed
 
 _NONE, _ALL_DAMAGED = -1, -2
 
@@ -107,8 +107,7 @@ class Checkpoints:
         Raises:
           UserError: there are checkpoints and none is whole. Nothing was moved.
         """
-        found = self._find_newest() if jax.process_index() == 0 else _NONE
-        found = int(multihost_utils.broadcast_one_to_all(np.int32(found)))
+        found = self._find_newest()
         if found == _ALL_DAMAGED:
             raise UserError(
                 f"{self._folder}: every checkpoint is damaged; nothing was moved or deleted"
@@ -117,26 +116,33 @@ class Checkpoints:
         return None if found == _NONE else found
 
     def _find_newest(self) -> int:
-        steps = checksums.steps(self._folder)
+        first = jax.process_index() == 0
+        steps = distributed.from_first(checksums.steps(self._folder))
         problems: dict[int, str] = {}
         newest = _NONE
         for step in reversed(steps):
-            problem = checksums.find_problem(self._folder, step)
+            problem = self._find_problem(step)
             if problem is None:
                 newest = step
                 break
             problems[step] = problem
         # One save that never finished is no checkpoint; several are, of which something is lost.
         if newest == _NONE and (len(steps) > 1 or set(problems.values()) - {checksums.UNFINISHED}):
-            for step, problem in problems.items():
+            for step, problem in problems.items() if first else ():
                 _warn(f"checkpoint {step} is damaged: {problem}")
             return _ALL_DAMAGED
-        for step, problem in problems.items():
+        for step, problem in problems.items() if first else ():
             place = self._folder / str(step)
             if self._keep is not None:
                 place = checksums.set_aside(self._folder, step)
             _warn(f"checkpoint {step} is not whole: {problem}; left aside at {place}")
         return newest
+
+    def _find_problem(self, step: int) -> str | None:
+        """What any host has found in its share of the files; the same on every process."""
+        host, hosts = jax.process_index(), jax.process_count()
+        found = checksums.find_problem(self._folder, step, host, hosts)
+        return next(filter(None, distributed.from_all(found or "")), None)
 
     def config(self, step: int) -> dict[str, Any]:
         """The config of the run that wrote a checkpoint."""
@@ -205,6 +211,8 @@ class Checkpoints:
         self.wait()
         if step == self._saved:
             return
+        if jax.process_index() == 0:
+            checksums.forget_parts(self._folder, step, jax.process_count())
         try:
             self._manager.save(
                 step,
@@ -247,8 +255,9 @@ class Checkpoints:
         """Writes the checksums once Orbax has finished, then lets go of the oldest checkpoints."""
         try:
             self._manager.wait_until_finished()
+            if self._error is None:
+                checksums.write(self._folder, step, jax.process_index(), jax.process_count())
             if self._error is None and jax.process_index() == 0:
-                checksums.write(self._folder, step)
                 whole = checksums.finished(self._folder)
                 for old in whole[: -self._keep] if self._keep else []:
                     if old != step:

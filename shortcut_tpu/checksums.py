@@ -15,6 +15,7 @@ import concurrent.futures
 import contextlib
 import hashlib
 import json
+import time
 from typing import Any
 
 from etils import epath
@@ -25,6 +26,9 @@ from data_pipeline.whole_files import failures, file_sha256, write_text
 _CHECKSUMS = "checksums"
 _DAMAGED = "damaged"
 _THREADS = 8
+# A host that has not read its share in so long will not; the first does it then.
+_PATIENCE_SECONDS = 600.0
+_POLL_SECONDS = 0.05
 
 UNFINISHED = "its save or its removal was interrupted"
 
@@ -41,23 +45,76 @@ def finished(folder: epath.Path) -> list[int]:
     return [step for step in steps(folder) if _checksums_of(folder, step).exists()]
 
 
-def write(folder: epath.Path, step: int) -> None:
-    """Reads every file of a finished checkpoint and writes their checksums, whole or not at all."""
+def write(folder: epath.Path, step: int, host: int = 0, hosts: int = 1) -> None:
+    """Reads a finished checkpoint and writes the checksums of its files, whole or not at all.
+
+    Args:
+      folder: of all checkpoints.
+      step: of this one.
+      host: that this is; each reads a share of the files, the first writes what all have found.
+      hosts: that do the same, with this step, at this time.
+    """
+    content = _describe_share(folder / str(step), host, hosts)
+    if host:
+        write_text(_part_of(folder, step, host), json.dumps(content))
+        return
+    for other in range(1, hosts):
+        content |= _take_part(folder, step, other)
+    # None is missing where a host could not do its share.
     directory = folder / str(step)
-    files = sorted(path for path in _walk(directory))
+    for path in _files(directory):
+        name = str(path.relative_to(directory))
+        content[name] = content.get(name) or _describe(path)
+    text = json.dumps({"step": step, "files": dict(sorted(content.items()))}, indent=2)
+    write_text(_checksums_of(folder, step), text + "\n")
+
+
+def forget_parts(folder: epath.Path, step: int, hosts: int) -> None:
+    """Removes what hosts have found of a save that was interrupted; before the next of the step."""
+    for host in range(1, hosts):
+        _part_of(folder, step, host).unlink(missing_ok=True)
+    (folder.parent / _CHECKSUMS).mkdir(parents=True, exist_ok=True)
+
+
+def _describe_share(directory: epath.Path, host: int, hosts: int) -> dict[str, Any]:
+    mine = _files(directory)[host::hosts]
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as threads:
-        described = threads.map(_describe, files)
-        content = {
+        described = threads.map(_describe, mine)
+        return {
             str(path.relative_to(directory)): description
-            for path, description in zip(files, described, strict=True)
+            for path, description in zip(mine, described, strict=True)
         }
-    target = _checksums_of(folder, step)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_text(target, json.dumps({"step": step, "files": content}, indent=2) + "\n")
 
 
-def find_problem(folder: epath.Path, step: int) -> str | None:
-    """What is wrong with a checkpoint, in a few words; None if every file is as it was written.
+def _take_part(folder: epath.Path, step: int, host: int) -> dict[str, Any]:
+    """What a host has found, once it has; nothing where it takes too long."""
+    path, deadline = _part_of(folder, step, host), time.monotonic() + _PATIENCE_SECONDS
+    while not path.exists():
+        if time.monotonic() > deadline:
+            return {}
+        time.sleep(_POLL_SECONDS)
+    found: dict[str, Any] = json.loads(path.read_text())
+    path.unlink()
+    return found
+
+
+def _part_of(folder: epath.Path, step: int, host: int) -> epath.Path:
+    return folder.parent / _CHECKSUMS / f"of-{step}-by-{host}.json"
+
+
+def _files(directory: epath.Path) -> list[epath.Path]:
+    """In an order that is the same everywhere."""
+    return sorted(_walk(directory))
+
+
+def find_problem(folder: epath.Path, step: int, host: int = 0, hosts: int = 1) -> str | None:
+    """What is wrong with a host's share of a checkpoint's files, in a few words; None for nothing.
+
+    Args:
+      folder: of all checkpoints.
+      step: of this one.
+      host: that this is.
+      hosts: that read a share each.
 
     Raises:
       UserError: the system cannot read it, which does not make it damaged.
@@ -84,7 +141,9 @@ def find_problem(folder: epath.Path, step: int) -> str | None:
             raise unreadable(path, error) from None
 
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as threads:
-        problems = [problem for problem in threads.map(check, expected) if problem]
+        problems = [
+            problem for problem in threads.map(check, sorted(expected)[host::hosts]) if problem
+        ]
     return problems[0] if problems else None
 
 

@@ -21,6 +21,7 @@ COORDINATOR = "SHORTCUT_TPU_COORDINATOR"
 
 T = TypeVar("T")
 _LARGEST = 1 << 14
+_LONGEST = 1 << 9
 
 
 def initialize() -> None:
@@ -75,3 +76,14 @@ def from_first(value: T) -> T:
     padded[: len(content)] = np.frombuffer(content, np.uint8)
     found: T = json.loads(bytes(multihost_utils.broadcast_one_to_all(padded)).rstrip(b"\0"))
     return found
+
+
+def from_all(text: str) -> list[str]:
+    """A short text of every process, by their numbers, on all."""
+    if jax.process_count() == 1:
+        return [text]
+    padded = np.zeros(_LONGEST, np.uint8)
+    content = text.encode()[:_LONGEST]
+    padded[: len(content)] = np.frombuffer(content, np.uint8)
+    rows = multihost_utils.process_allgather(padded)
+    return [bytes(row).rstrip(b"\0").decode(errors="replace") for row in rows]

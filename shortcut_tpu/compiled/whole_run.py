@@ -187,10 +187,12 @@ class _Run:
         hosts, key = self.topology.hosts, "checkpoint.every_steps"
         share = -(-self.state_bytes // hosts)
         held = _bytes_per_host(self.experiment.abstract_state)
+        # Every host reads its share of the files again, for their checksums.
+        yield Act("checksums of a resume", key, moved_bytes=share)
         yield Act("state restored", key, moved_bytes=held)
-        yield Act("checksums of a save, read by the first host", key, moved_bytes=self.state_bytes)
         # Copied off the devices at once, written beside training.
         yield Act("state saved", key, host_bytes=share, moved_bytes=share)
+        yield Act("checksums of a save", key, moved_bytes=share)
 
     def _statistics(self) -> Act:
         evaluation, machine = self.config.evaluation, self.topology.machine
@@ -248,11 +250,12 @@ class _Run:
     def _counted(
         self, name: str, key: str, function: Any, arguments: tuple[Any, ...], calls: int
     ) -> Act:
-        """A program of convolutions, on the rows of one chip, by its shapes."""
+        """A program of convolutions by its shapes; all that it makes is split by rows."""
         found, capacity = count(function, *arguments), self.topology.hbm_bytes
-        rows = arguments[-1]
-        used = self._resident() + rows.size * rows.dtype.itemsize + found.live_bytes
-        seconds = found.flops / self.topology.chip.bf16_flops
+        rows, shards = arguments[-1], partitioning.row_shards(self.experiment.mesh)
+        taken = rows.size * rows.dtype.itemsize + found.live_bytes
+        used = self._resident() + -(-taken // shards)
+        seconds = found.flops / shards / self.topology.chip.bf16_flops
         reason = _over(key, name, used, capacity) if used > capacity else ""
         return Act(name, key, chip_bytes=used, seconds=seconds, calls=calls, reason=reason)
 
@@ -291,8 +294,7 @@ class _Run:
                 images,
             ),
         ):
-            array = jax.ShapeDtypeStruct((size // shards, *like.shape[1:]), like.dtype)
-            yield self._counted(name, key, function, (weights, array), calls * len(found))
+            yield self._counted(name, key, function, (weights, like), calls * len(found))
 
 
 def _bytes_per_host(tree: Any) -> int:
@@ -339,7 +341,7 @@ def report(found: Mapping[str, Any]) -> list[str]:
     ]
     mesh = ", ".join(f"{axis} {size}" for axis, size in found["mesh"].items())
     return [
-        f"{found['topology']}: {found['chips']} chips as ({mesh}), {found['hosts']} hosts",
+        f"{found['topology']}, {found['chips']} chips as ({mesh}), {found['hosts']} hosts",
         *lines,
         f"checkpoints in the bucket: {gib(found['kept_bytes'])} GiB; memory of a host in all: "
         f"{gib(found['host_bytes'])} GiB",

@@ -17,6 +17,7 @@ from shortcut_tpu.evaluation.protocols import Balance
 
 # Folded into the seed's key in place of a step that no run reaches; samples have the one after.
 _LABEL_STREAM = 2**32 - 2
+_BATCH = 4096
 
 
 def make_labels(
@@ -50,7 +51,9 @@ def make_labels(
         reader = LatentReader(records)
         order = np.asarray(jax.random.permutation(stream, len(reader)))
         wanted = order[np.arange(num_samples) % len(reader)]
-        return reader.read(wanted)["label"].astype(np.int32)
+        # A record is much larger than its label: all at once would be gigabytes.
+        parts = (wanted[start : start + _BATCH] for start in range(0, num_samples, _BATCH))
+        return np.concatenate([reader.read(part)["label"] for part in parts]).astype(np.int32)
     raise UserError(f"class balance {balance!r} is none of {', '.join(get_args(Balance))}")
 
 

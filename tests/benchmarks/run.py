@@ -30,6 +30,7 @@ from tests.benchmarks.comparison import Comparison, Options, Skipped, table
 NAMES = (
     "objective",
     "loader",
+    "data_at_size",
     "input_wait",
     "checkpoint",
     "sampler",

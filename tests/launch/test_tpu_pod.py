@@ -92,7 +92,7 @@ def test_the_queue_is_waited_for_and_the_run_started(cloud, tmp_path):
     else:
         # The step is compiled for the pod first; the smaller it is, the sooner.
         arguments += ["--config.model.depth=1", "--config.model.width=16"]
-        arguments += ["--config.model.num_heads=1"]
+        arguments += ["--config.model.num_heads=1", "--config.evaluation.every_steps=0"]
     status, output = run(cloud, *pod, *arguments, f"--workdir={tmp_path / 'run'}")
     assert status == 0, output
     if "--nopreflight" not in arguments:

@@ -7,12 +7,14 @@ import resource
 import shutil
 
 from absl import logging
+from etils import epath
 import jax
 from ml_collections import ConfigDict
 import numpy as np
 import pytest
 
 from data_pipeline.errors import UserError
+from shortcut_tpu import checksums
 from shortcut_tpu.checkpoints import Checkpoints
 
 SIZE = 100_000
@@ -212,3 +214,36 @@ def test_checksums_name_every_file(folder):
     save(folder, 1)
     named = json.loads((folder.parent / "checksums" / "1.json").read_text())["files"]
     assert set(named) == set(listing(folder / "1"))
+
+
+def checksums_of(folder: Path, step: int) -> dict:
+    return json.loads((folder.parent / "checksums" / f"{step}.json").read_text())
+
+
+def test_hosts_share_the_reading(folder):
+    """Three hosts' shares make the file that one makes alone, and find what one finds."""
+    save(folder, 10)
+    checkpoint, hosts = epath.Path(folder), 3
+    alone = checksums_of(folder, 10)
+    (folder.parent / "checksums" / "10.json").unlink()
+    for host in (1, 2, 0):
+        checksums.write(checkpoint, 10, host, hosts)
+    assert checksums_of(folder, 10) == alone
+    assert [path.name for path in (folder.parent / "checksums").glob("of-*")] == []
+    assert not any(checksums.find_problem(checkpoint, 10, host, hosts) for host in range(hosts))
+    flip_a_bit(folder, 10)
+    found = [checksums.find_problem(checkpoint, 10, host, hosts) for host in range(hosts)]
+    assert len(list(filter(None, found))) == 1
+
+
+def test_a_host_that_finds_nothing_is_stood_in_for(folder, monkeypatch):
+    """And what a save that was interrupted has left counts for nothing."""
+    save(folder, 10)
+    checkpoint, alone = epath.Path(folder), checksums_of(folder, 10)
+    stale = folder.parent / "checksums" / "of-10-by-1.json"
+    stale.write_text('{"state/_METADATA": {"bytes": 1, "sha256": "0"}}')
+    checksums.forget_parts(checkpoint, 10, hosts=2)
+    assert not stale.exists()
+    monkeypatch.setattr(checksums, "_PATIENCE_SECONDS", 0.1)
+    checksums.write(checkpoint, 10, 0, hosts=2)
+    assert checksums_of(folder, 10) == alone

@@ -36,9 +36,10 @@ def test_a_run_that_fits(walk):
     acts = {act["name"].split(",")[0]: act for act in found["acts"]}
     assert list(acts) == [
         "1281167 records of 32772 bytes staged",
+        "checksums of a resume",
         "state restored",
-        "checksums of a save",
         "state saved",
+        "checksums of a save",
         "train step",
         "statistics of 50000 samples",
         "sampler",

@@ -107,7 +107,8 @@ class Checkpoints:
         Raises:
           UserError: there are checkpoints and none is whole. Nothing was moved.
         """
-        found = self._find_newest()
+        # The others wait until the first has set aside what they are not to see.
+        found = distributed.from_first(self._find_newest())
         if found == _ALL_DAMAGED:
             raise UserError(
                 f"{self._folder}: every checkpoint is damaged; nothing was moved or deleted"

@@ -186,7 +186,8 @@ def require_places() -> None:
       UserError: one of them cannot.
     """
     for name in ("output", "json", "save_samples"):
-        if path := flags.FLAGS.get_flag_value(name, None):
+        path = flags.FLAGS[name].value if name in flags.FLAGS else None
+        if path:
             require_place(name, path, folder=name == "output" and not Path(path).suffix)
 
 

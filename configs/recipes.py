@@ -96,7 +96,7 @@ RECIPES: dict[str, Recipe] = {
     },
     "consistency_distillation": _UNGUIDED
     | {"objective.consistency_distillation.target_ema": "evaluation"},
-    "reflow": _UNGUIDED | _PAIR_STEPS,
+    "reflow": _SHORTCUT | _PAIR_STEPS | {"objective.reflow.label_dropout": 0.1},
     # arXiv 2401.08639 and its official code.
     "get": _PAIRS | {"optimizer.learning_rate": 1e-4, "objective.equilibrium.iterate_decay": 0.8},
     # arXiv 2505.13358 and its official code.
@@ -144,6 +144,7 @@ RECIPES: dict[str, Recipe] = {
         "emas": {"evaluation": 0.9999, "target": 0.95},
         "objective.improved_shortcut.target_ema": "target",
         "objective.improved_shortcut.max_guidance": 4.5,
+        "objective.improved_shortcut.guidance_interval": (0.3, 1.0),
         "objective.improved_shortcut.label_dropout": 0.1,
     },
     # HOMO has no recipe for images: Shortcut's.

@@ -162,13 +162,11 @@ def taken_recipe(arguments: Sequence[str]) -> str:
 
 
 def _overrides(arguments: Sequence[str]) -> dict[str, str]:
-    """The keys that --config.KEY=VALUE or --config.KEY VALUE names, and their values."""
-    found = {}
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
-        key, equals, value = argument.partition("=")
-        if key.startswith("--config."):
-            found[key.removeprefix("--config.")] = value if equals else following
-    return found
+    """The keys that --config.KEY=VALUE names, and their values."""
+    found = (
+        a.removeprefix("--config.").partition("=") for a in arguments if a.startswith("--config.")
+    )
+    return {key: value for key, _, value in found}
 
 
 def _check_key(config: ConfigDict, key: str) -> None:

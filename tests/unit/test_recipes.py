@@ -72,6 +72,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "emas.target": 0.95,
         "emas.evaluation": 0.9999,
         "objective.improved_shortcut.max_guidance": 4.5,
+        "objective.improved_shortcut.guidance_interval": (0.3, 1.0),
     },
     # arXiv 2401.08639 and 2505.13358, official code.
     "get": {"batch_size": 128, "optimizer.learning_rate": 1e-4, "optimizer.weight_decay": 0.0},
@@ -80,7 +81,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "flow_matching": {"evaluation.guidance": "128:1.5", "optimizer.weight_decay": 0.1},
     "progressive_distillation": {"objective.progressive_distillation.guidance": 1.5},
     "live_reflow": {"objective.live_reflow.guidance": 1.5},
-    "reflow": {"comparison.pair_steps": 128},
+    "reflow": {"comparison.pair_steps": 128, "evaluation.guidance": "128:1.5"},
 }
 
 
@@ -127,8 +128,7 @@ def test_the_command_line_chooses_the_recipe_and_wins_over_it() -> None:
     # Another one's, and a key that only its recipe makes.
     other = parsed(
         "--config=imagenet256_b",
-        "--config.objective.name",
-        "improved_shortcut",
+        "--config.objective.name=improved_shortcut",
         "--config.emas.target=0.9",
     )
     assert other.emas.to_dict() == {"evaluation": 0.9999, "target": 0.9}

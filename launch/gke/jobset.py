@@ -83,7 +83,8 @@ def render(run: Run) -> dict[str, Any]:
     container = {
         "name": _CONTAINER,
         "image": run.image,
-        "command": run.command,
+        # Kubernetes puts variables in the place of $(NAME), and takes $$ for a dollar.
+        "command": [argument.replace("$", "$$") for argument in run.command],
         "ports": [{"containerPort": 8471}, {"containerPort": 8080}],
         "securityContext": {"privileged": True},
         "resources": {"requests": chips, "limits": chips},

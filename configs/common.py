@@ -171,9 +171,10 @@ def _keys() -> ConfigDict:
     # TPU from 1024 tokens on, which is 512x512 pixels. Elsewhere pallas is for tests, and slow. No
     # TPU has run the kernels yet.
     config.model.attention = Key("auto", OneOf("auto", "xla", "pallas"))
-    # Layers compiled out of line in each turn of the scan over layers: more compile time, fewer
-    # copies; it pays for shallow networks.
-    config.model.unroll = Key(1, Whole(1))
+    # Layers that each turn of the scan over layers computes; -1 goes by the platform: 1 on a TPU,
+    # whose compiler takes a scan as it is; all on a GPU, where a scan costs a quarter of the step;
+    # on a CPU all of at most four. More are more to compile.
+    config.model.unroll = Key(-1, AXIS)
     # A network that is no DiT has shapes of its own.
     config.model.equilibrium = ConfigDict()
     # Blocks that work on the noise once (they stand in for `depth`), blocks that are iterated, with

@@ -25,7 +25,6 @@ def get_config():
     config.model.depth = 4
     config.model.num_heads = 4
     config.model.dtype = "float32"
-    config.model.unroll = 4
 
     common.leave_out_guidance(config)
     # Half the rows climb the levels; each level learns from the average of the level below, seven

@@ -27,7 +27,6 @@ def get_config():
     config.model.depth = 4
     config.model.num_heads = 4
     config.model.dtype = "float32"
-    config.model.unroll = 4
 
     common.leave_out_guidance(config)
     config.objective.shortcut.bootstrap_share = 0.5

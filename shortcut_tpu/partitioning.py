@@ -40,7 +40,8 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"blocks/attention_out/kernel", P(None, TENSOR, None, FSDP)),
     (r"blocks/mlp_in/kernel", P(None, FSDP, TENSOR)),
     (r"blocks/mlp_in/bias", P(None, TENSOR)),
-    (r"blocks/mlp_out/kernel", P(None, TENSOR, FSDP)),
+    # Cut along its inputs: parts cut along the lanes would be put together by a copy of the whole.
+    (r"blocks/mlp_out/kernel", P(None, (TENSOR, FSDP))),
     (r"blocks/modulation/kernel", P(None, FSDP, None, TENSOR)),
     (r"blocks/modulation/bias", P(None, None, TENSOR)),
     (r"", P()),
@@ -167,12 +168,11 @@ def state_shardings(mesh: Mesh, abstract: Any) -> Any:
     def place(path: Any, leaf: Any) -> NamedSharding:
         name = _name(path)
         spec = _rule(name)
-        for dimension, axis in zip(leaf.shape, spec, strict=False):
-            if axis is not None and dimension % mesh.shape[axis]:
-                raise UserError(
-                    f"mesh.{axis}={mesh.shape[axis]} does not divide {dimension}, "
-                    f"a dimension of {name}"
-                )
+        for dimension, held in zip(leaf.shape, spec, strict=False):
+            axes = _axes(held)
+            if dimension % math.prod(mesh.shape[axis] for axis in axes):
+                sizes = " x ".join(f"mesh.{axis}={mesh.shape[axis]}" for axis in axes)
+                raise UserError(f"{sizes} does not divide {dimension}, a dimension of {name}")
         return NamedSharding(mesh, spec)
 
     return jax.tree_util.tree_map_with_path(place, abstract)
@@ -306,7 +306,14 @@ def _gather_jvp(
 
 
 def _whole(spec: P) -> P:
-    return P(*(None if axis == FSDP else axis for axis in spec))
+    return P(*(tuple(axis for axis in _axes(held) if axis != FSDP) or None for held in spec))
+
+
+def _axes(held: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """Of the mesh, those that a dimension lies over."""
+    if held is None:
+        return ()
+    return (held,) if isinstance(held, str) else held
 
 
 def _name(path: Any) -> str:

@@ -2,7 +2,7 @@
 
 Usage:
   stack = stacked_blocks(config, depth=6, mlp_ratio=4.0, rngs=rngs)
-  h = run_blocks(stack, h, extra, remat="none")        # h [B, N, D]
+  h = run_blocks(stack, h, extra, remat="none", unroll=-1)     # h [B, N, D]
 """
 
 from flax import nnx
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from shortcut_tpu.models.attention import attention
-from shortcut_tpu.models.dit import REMAT_POLICIES, DiTConfig, layer_norm
+from shortcut_tpu.models.dit import REMAT_POLICIES, DiTConfig, layer_norm, layers_a_turn
 
 
 class Block(nnx.Module):
@@ -58,7 +58,7 @@ def stacked_blocks(config: DiTConfig, depth: int, mlp_ratio: float, *, rngs: nnx
 
 
 def run_blocks(
-    stack: Block, h: jax.Array, extra: jax.Array | None, *, remat: str, unroll: int = 1
+    stack: Block, h: jax.Array, extra: jax.Array | None, *, remat: str, unroll: int
 ) -> jax.Array:
     """The blocks of a stack one after the other, as one scan.
 
@@ -68,11 +68,11 @@ def run_blocks(
       extra: [layers, B, N or 1, 3, heads, D / heads], added to the queries, keys and values of
         each block; the layer axis may be 1, for the same in all.
       remat: a name of `REMAT_POLICIES`.
-      unroll: layers compiled out of line in each turn.
+      unroll: layers that each turn computes, as `layers_a_turn` takes it.
     """
     graph, weights = nnx.split(stack)
+    depth = jax.tree.leaves(weights)[0].shape[0]
     if extra is not None:
-        depth = jax.tree.leaves(weights)[0].shape[0]
         extra = jnp.broadcast_to(extra, (depth, *extra.shape[1:]))
 
     def layer(h: jax.Array, turn: tuple[nnx.State, jax.Array | None]) -> tuple[jax.Array, None]:
@@ -80,4 +80,5 @@ def run_blocks(
 
     if remat != "none":
         layer = jax.checkpoint(layer, policy=REMAT_POLICIES[remat], prevent_cse=False)
-    return jax.lax.scan(layer, h, (weights, extra), unroll=unroll)[0]
+    turns = layers_a_turn(unroll, depth)
+    return jax.lax.scan(layer, h, (weights, extra), unroll=turns)[0]

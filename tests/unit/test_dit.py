@@ -1,6 +1,7 @@
 """The DiT as a function: its start, its conditions, its numerics. Parity is in another file."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,9 @@ import pytest
 
 from configs import common
 from shortcut_tpu.models import DiT, DiTConfig
+from shortcut_tpu.models.dit import layer_norm, layers_a_turn
 from shortcut_tpu.models.embeddings import level_of, sincos_2d, sinusoidal
+from shortcut_tpu.models.placement import placed
 
 CONFIG = DiTConfig(
     image_size=8,
@@ -81,6 +84,27 @@ def test_scan_and_recomputation_change_no_gradient(changes):
     expected, found = gradient(CONFIG), gradient(dataclasses.replace(CONFIG, **changes))
     for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * float(jnp.abs(a).max()))
+
+
+@pytest.mark.parametrize(
+    ("platform", "depth", "turns"),
+    [("tpu", 4, 1), ("gpu", 28, 28), ("cpu", 4, 4), ("cpu", 5, 1)],
+)
+def test_layers_are_written_out_where_a_scan_costs_time(platform, depth, turns):
+    with placed(SimpleNamespace(platform=platform)):
+        assert layers_a_turn(-1, depth) == turns
+        assert layers_a_turn(2, depth) == 2
+
+
+@pytest.mark.parametrize("offset", [0.0, 30.0])
+def test_norm_is_the_definition(offset):
+    """(x - E x) / sqrt(E (x - E x)^2 + 1e-6), also of rows far from zero and of constant ones."""
+    x = np.random.default_rng(0).normal(offset, 1.0, (5, 64)).astype(np.float32)
+    exact = x.astype(np.float64)
+    exact -= exact.mean(-1, keepdims=True)
+    exact /= np.sqrt(np.square(exact).mean(-1, keepdims=True) + 1e-6)
+    np.testing.assert_allclose(layer_norm(jnp.asarray(x)), exact, atol=1e-5 + 2e-6 * offset**2)
+    assert np.abs(layer_norm(jnp.full((2, 64), 3.7))).max() < 1e-2
 
 
 def test_bfloat16_computes_in_bfloat16_and_answers_in_float32():

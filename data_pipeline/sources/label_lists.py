@@ -58,6 +58,7 @@ def read_labels(path: epath.Path, images: Sequence[str], folder: str) -> dict[st
     header = [field.lower() for field in lines[0][1]] if lines else []
     if set(lines[0][1] if lines else ()) & set(known) or not set(header) & set(_NAME_COLUMNS):
         header = []
+    found: Iterator[tuple[int, str, str]]
     if separator == _BLANK:
         found = (_words(path, *line, known) for line in lines[bool(header) :])
     else:

@@ -5,6 +5,8 @@ import functools
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+import jax
+import jax.numpy as jnp
 import pytest
 
 from configs import common
@@ -25,6 +27,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.tasks import TASKS
 from shortcut_tpu import config as config_lib
 from shortcut_tpu.evaluation.protocols import PROTOCOLS
+from shortcut_tpu.experiment import Experiment
 from shortcut_tpu.models import NETWORKS
 from shortcut_tpu.models.attention import KINDS
 from shortcut_tpu.objectives import OBJECTIVES
@@ -186,6 +189,35 @@ def test_keys_that_do_not_go_together(changes, message):
         group[last] = value
     with pytest.raises(UserError, match=message):
         check(config_lib.completed(config))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model.depth": 1, "model.width": 4, "model.num_heads": 1, "model.mlp_ratio": 0.25},
+        {"model.patch_size": 8, "model.unroll": 1, "optimizer.b1": 0, "optimizer.b2": 0.0},
+        {"seed": 2**32 - 1, "batch_size": 2, "emas": {"evaluation": 0.0, "target": 0}},
+        {"optimizer.name": "muon", "optimizer.momentum": 0.0, "optimizer.mu_dtype": "bfloat16"},
+        {"objective.shortcut.bootstrap_share": 1.0, "objective.shortcut.finest_steps": 2},
+    ],
+)
+def test_the_ends_of_limits_can_be_built(changes):
+    """All shapes of the state, and the step traced over them; nothing is compiled."""
+    config = copy.deepcopy(digits())
+    for key, value in ({"model.depth": 1, "model.unroll": 1} | changes).items():
+        *path, last = key.split(".")
+        functools.reduce(lambda group, name: group[name], path, config)[last] = value
+    admitted = config_lib.completed(config)
+    check(admitted)
+    experiment = Experiment.from_config(admitted, jax.devices()[:1])
+    fields = {"mean": (jnp.float16, (8, 8, 1)), "label": (jnp.int32, ())}
+    batch = experiment.abstract_batch(fields)
+    state, metrics = jax.eval_shape(experiment.train_step, experiment.abstract_state, batch)
+    assert metrics["loss"].shape == ()
+    assert jax.tree.map(jnp.shape, state.params) == jax.tree.map(
+        jnp.shape, experiment.abstract_state.params
+    )
+    jax.random.key(admitted.seed)
 
 
 def test_a_key_that_is_missing():

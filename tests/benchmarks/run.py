@@ -26,7 +26,7 @@ from launch.local_pod import host_environment
 from shortcut_tpu import command
 from tests.benchmarks.comparison import Comparison, Options, Skipped, table
 
-# `official` comes last, for modules of the clone have names like `model` and `utils`.
+# The `official` ones come last, for modules of the clone have names like `model` and `utils`.
 NAMES = (
     "objective",
     "loader",
@@ -39,6 +39,7 @@ NAMES = (
     "estimates",
     "encode",
     "official",
+    "official_pod",
 )
 
 

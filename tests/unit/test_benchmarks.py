@@ -63,7 +63,7 @@ def test_each_benchmark_can_be_loaded(name):
     assert module.__doc__
 
 
-@pytest.mark.parametrize("name", ["encode", "official"])
+@pytest.mark.parametrize("name", ["encode", "official", "official_pod"])
 def test_what_needs_a_file_says_so(name, tmp_path):
     with pytest.raises(Skipped, match=r"give --(autoencoder|official)="):
         run.load(name).measure(Options(tmp_path))

@@ -226,7 +226,9 @@ def test_command(tmp_path):
     arguments = ("--source=digits", "--autoencoder=identity", f"--output={tmp_path}")
     done = run(*arguments)
     assert done.returncode == 0
-    first, training = done.stdout.splitlines()
+    first, classes, training = done.stdout.splitlines()
+    names = ", ".join(f"{number} = {number}" for number in range(10))
+    assert classes == f"10 class(es) in this order: {names}"
     assert first == f"{tmp_path}: encoded 1797 of 1797 records in 1 shard(s)"
     assert training == (
         "to train on them: python -m shortcut_tpu.train --config=CONFIG --workdir=RUN"
@@ -239,6 +241,7 @@ def test_command(tmp_path):
     assert again.stderr == ""
     assert again.stdout.splitlines() == [
         f"{tmp_path}: already complete, 1797 records in 1 shard(s)",
+        classes,
         training,
     ]
     wrong = run("--source=movies:/x", f"--output={tmp_path}")

@@ -66,8 +66,8 @@ class Sources:
                 elif line:
                     break
         files, functions, locations, frames = entries.values()
-        table = {}
-        for number, entry in frames.items():
+        table: dict[int, tuple[Frame, int]] = {}
+        for frame_id, entry in frames.items():
             at = _fields(entry)
             where = _fields(locations[at["file_location_id"]])
             frame = Frame(
@@ -76,7 +76,7 @@ class Sources:
                 where["line"],
             )
             # The text counts callers from one and leaves that for none.
-            table[number] = (frame, at["parent_frame_id"] - 1)
+            table[frame_id] = (frame, at["parent_frame_id"] - 1)
         return cls(table)
 
     def frames(self, attributes: str) -> list[Frame]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 import datetime
+import shlex
 
 from etils import epath
 import jax
@@ -50,16 +51,16 @@ def progress_line(
 def where_things_are(workdir: epath.Path, makes_images: bool) -> list[str]:
     """Lines that say what a run has left, and the commands that show it; actions are rolled out."""
     evaluations = workdir / "evaluations"
-    module = "python -m shortcut_tpu"
+    module, quoted = "python -m shortcut_tpu", shlex.quote(str(workdir))
     lines = {
         "checkpoints": workdir / "checkpoints",
         "distances": evaluations if evaluations.exists() else "",
-        "curves, sheets": f"tensorboard --logdir={workdir}",
-        "report": f"{module}.report --workdir={workdir}",
+        "curves, sheets": f"tensorboard --logdir={quoted}",
+        "report": f"{module}.report --workdir={quoted}",
     }
     if makes_images:
-        lines["samples"] = f"{module}.sample --workdir={workdir} --output=samples.png"
-        lines["scores"] = f"{module}.evaluate --workdir={workdir}"
+        lines["samples"] = f"{module}.sample --workdir={quoted} --output=samples.png"
+        lines["scores"] = f"{module}.evaluate --workdir={quoted}"
     else:
-        lines["success"] = f"{module}.rollout --workdir={workdir} --output=ways.png"
+        lines["success"] = f"{module}.rollout --workdir={quoted} --output=ways.png"
     return [f"{name:<15} {what}" for name, what in lines.items() if what]

@@ -62,9 +62,8 @@ class Network(nnx.Module):
             width,
             (config.equilibrium_depth, 3, heads, width // heads),
             use_bias=False,
-            kernel_init=nnx.initializers.variance_scaling(
-                2.0 * 3 * config.equilibrium_depth, "fan_avg", "uniform"
-            ),
+            # One matrix [D, 3 D depth], as in the official code: variance 2 / (D (1 + 3 depth)).
+            kernel_init=xavier,
             rngs=rngs,
         )
         self.equilibrium_blocks = stacked_blocks(

@@ -98,6 +98,15 @@ def test_get() -> None:
     assert_close(jax.jit(model.apply)(p, x, zero, zero, labels), np.concatenate(exact, -1))
 
 
+def test_get_injects_by_one_matrix() -> None:
+    """Xavier over [D, 3 D depth], one matrix as in the official code: 2 / (D + 3 D depth)."""
+    options = OPTIONS | {"width": 64, "equilibrium": {"equilibrium_depth": 3, "iterations": 1}}
+    config = configure("equilibrium", options, image_size=4, channels=1, num_classes=5)
+    model = NETWORKS["equilibrium"](config)
+    kernel = jax.jit(model.init)(jax.random.key(0))["inject"]["kernel"]
+    assert float(kernel.var()) == pytest.approx(2 / (64 + 3 * 64 * 3), rel=0.03)
+
+
 def encoded(x: np.ndarray, p: Any) -> np.ndarray:
     h = tokens_of(x, p["patch_embed"])
     for layer in (0, 1):

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 import pytest
 
 from configs import common
@@ -81,7 +82,7 @@ def changed(key: str, value):
     for name in path:
         group = group[name]
     group[last] = value
-    return config_lib.completed(values)
+    return ConfigDict(values)
 
 
 def refusal(config) -> str | None:

@@ -24,6 +24,7 @@ from configs.limits import (
     Real,
     Several,
     Share,
+    ShareOrRest,
     Text,
     Whole,
 )
@@ -304,12 +305,14 @@ def _objectives() -> ConfigDict:
 
     The same key means the same everywhere:
       finest_steps: M, a power of two; the finest step size is 1/M.
-      *_share: share of rows of a kind, a unit fraction, strided through the batch.
+      *_share: share of rows of a kind, strided through the batch: 1/n, and interval_share 1 - 1/n,
+        too.
       guidance: w of the guidance that is in the target; 1 for none.
       guidance_interval: the times that are guided, start and end, 0 for noise and 1 for data.
       max_guidance: the network is told a guidance strength, drawn from 1 up to this; 1 for none.
       sample_guidance: the strength that samples are then conditioned on.
-      label_dropout: share of rows that lose their label.
+      sample_interval: the times in which they are conditioned to be guided, start and end.
+      label_dropout: share of rows that lose their label; of the MeanFlow family, only flow rows.
       target_ema: name of the average in `emas` that makes targets; "" for the trained weights.
       clip: bound on states and targets that the model makes itself; 0 for none.
       sigma_min: noise left on the path at t = 1; 1e-5 in the official code, 0 in the papers.
@@ -395,28 +398,36 @@ def _objectives() -> ConfigDict:
             },
             "meanflow": {
                 # Rows with an interval of positive length.
-                "interval_share": Key(0.25, Share()),
+                "interval_share": Key(0.25, ShareOrRest()),
                 "time_mean": Key(-0.4, Real()),
                 "time_std": Key(1.0, Real(0, above=True)),
                 "guidance": Key(1.0, Real(0)),
                 # k of w v + (1-w-k) u_null + k u; the effective guidance is w / (1-k).
                 "guidance_mix": Key(0.0, Real(0, 1, below=True)),
+                "guidance_interval": Key((0.0, 1.0), Several(Real(0, 1), 2, 2)),
                 "label_dropout": Key(0.1, Real(0, 1)),
                 "weight_epsilon": Key(0.01, Real(0, above=True)),
                 "weight_power": Key(1.0, Real(0)),
             },
             "improved_meanflow": {
-                "interval_share": Key(0.5, Share()),
+                "interval_share": Key(0.5, ShareOrRest()),
                 "time_mean": Key(-0.4, Real()),
                 "time_std": Key(1.0, Real(0, above=True)),
                 "max_guidance": Key(8.0, Real(1)),
+                # Of the interval in which a row is guided: start is uniform in [0, latest_start],
+                # end in [earliest_end, 1].
+                "latest_start": Key(0.5, Real(0, 1)),
+                "earliest_end": Key(0.5, Real(0, 1)),
                 "sample_guidance": Key(1.0, Real(1)),
+                "sample_interval": Key((0.0, 1.0), Several(Real(0, 1), 2, 2)),
+                # Whether the network is told t, too; for actions, in which noise does not show.
+                "told_time": Key(False, Flag()),
                 "label_dropout": Key(0.1, Real(0, 1)),
                 "weight_epsilon": Key(0.01, Real(0, above=True)),
                 "weight_power": Key(1.0, Real(0)),
             },
             "alpha_flow": {
-                "interval_share": Key(0.5, Share()),
+                "interval_share": Key(0.5, ShareOrRest()),
                 "time_mean": Key(-0.4, Real()),
                 "time_std": Key(1.0, Real(0, above=True)),
                 # Alpha falls from 1 to 0 between these shares of the training, in a sigmoid of this
@@ -428,14 +439,21 @@ def _objectives() -> ConfigDict:
                 "clip": Key(4.0, Real(0)),
                 "guidance": Key(1.0, Real(0)),
                 "guidance_mix": Key(0.0, Real(0, 1, below=True)),
+                "guidance_interval": Key((0.0, 1.0), Several(Real(0, 1), 2, 2)),
+                # Of the rows at guided times.
                 "label_dropout": Key(0.1, Real(0, 1)),
                 "weight_epsilon": Key(1e-3, Real(0, above=True)),
+                # Samples in up to so many steps come from consistency steps, others from Euler's.
+                "consistency_steps": Key(2, Whole(0)),
             },
             "split_meanflow": {
-                "interval_share": Key(0.5, Share()),
+                "interval_share": Key(0.5, ShareOrRest()),
                 "time_mean": Key(-0.4, Real()),
                 "time_std": Key(1.0, Real(0, above=True)),
                 "target_ema": Key("", Text()),
+                "guidance": Key(1.0, Real(0)),
+                "guidance_mix": Key(0.0, Real(0, 1, below=True)),
+                "guidance_interval": Key((0.0, 1.0), Several(Real(0, 1), 2, 2)),
                 "label_dropout": Key(0.1, Real(0, 1)),
             },
             "improved_shortcut": {

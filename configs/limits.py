@@ -91,6 +91,18 @@ class Share:
 
 
 @dataclasses.dataclass(frozen=True)
+class ShareOrRest:
+    """Unit fractions, and one less a unit fraction: every n-th row, or all but every n-th."""
+
+    def admits(self, value: Any) -> bool:
+        either = Share().admits(value) or Share().admits(1 - value)
+        return Real(0, 1, above=True).admits(value) and either
+
+    def __str__(self) -> str:
+        return "1/n or 1 - 1/n: 1, 1/2, 1/3, 2/3, 1/4, 3/4, ..."
+
+
+@dataclasses.dataclass(frozen=True)
 class PowerOfTwo:
     """2, 4, 8, ...: what can be halved down to 1."""
 

@@ -44,6 +44,7 @@ def make_parts(config: ConfigDict) -> Parts:
             conditions=objective.conditions,
             heads=objective.heads,
             smooth_times=objective.smooth_times,
+            told_time=objective.told_time,
         )
         return Parts(objective, NETWORKS[network], network_config, make_optimizer(config))
     except ValueError as error:

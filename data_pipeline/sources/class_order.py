@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 import re
 
 from etils import epath
+import numpy as np
 
 from data_pipeline.errors import UserError
 from data_pipeline.system_errors import reason
@@ -58,7 +59,9 @@ def read_class_list(folder: epath.Path) -> tuple[str, ...] | None:
     return None
 
 
-def numbered(labels: Sequence[int], names: tuple[str, ...] | None, where: str) -> tuple[str, ...]:
+def numbered(
+    labels: Sequence[int] | np.ndarray, names: tuple[str, ...] | None, where: str
+) -> tuple[str, ...]:
     """Class names for labels that are numbers: a list's, or 0, 1, ... up to the largest.
 
     Raises:

@@ -62,13 +62,14 @@ class TransformerConfig(abc.ABC):
 
     `configs/common.py` documents each key for users.
 
-    The objective, not the user, decides on the last three.
+    The objective, not the user, decides on the last four.
 
     Attributes:
       conditions: names of scalar conditions beside t and d, each with an embedder of its own.
       heads: velocities that come out, side by side in the last axis.
       smooth_times: t and d enter as they are, in slow sinusoids, as in MeanFlow's network; without
         it as t x 1000 and level x 100, which tell apart the points of a grid.
+      told_time: whether t enters at all.
     """
 
     channels: int
@@ -86,6 +87,7 @@ class TransformerConfig(abc.ABC):
     conditions: tuple[str, ...] = ()
     heads: int = 1
     smooth_times: bool = False
+    told_time: bool = True
 
     def __post_init__(self) -> None:
         if self.width % self.num_heads or self.width % 4:
@@ -240,7 +242,8 @@ class Network(nnx.Module):
         self.patch_embed = nnx.Linear(
             config.patch_values, config.width, kernel_init=xavier, rngs=rngs
         )
-        self.time_embed = ScalarEmbedder(config.width, rngs=rngs)
+        if config.told_time:
+            self.time_embed = ScalarEmbedder(config.width, rngs=rngs)
         self.step_embed = ScalarEmbedder(config.width, rngs=rngs)
         self.label_embed = self.label_embedder(rngs)
         self.blocks = self._stacked_blocks(rngs)
@@ -295,11 +298,10 @@ class Network(nnx.Module):
         h = (h + self.positions()).astype(dtype)
 
         step = d if config.smooth_times else level_of(d, config.finest_level) * config.level_scale
-        condition = (
-            self.time_embed(t * config.time_scale)
-            + self.step_embed(step)
-            + self.label_embed(labels)
-        )
+        condition = self.step_embed(step)
+        if config.told_time:
+            condition = self.time_embed(t * config.time_scale) + condition
+        condition += self.label_embed(labels)
         for name in config.conditions:
             condition += self.condition_embed[name](conditions[name])
         condition = place_rows(nnx.silu(condition).astype(dtype))

@@ -100,6 +100,7 @@ class Objective(abc.ABC):
       one_step: whether it makes its samples in one step and in no more.
       smooth_times: whether the network must be smooth in t and d, for objectives that
         differentiate in them or take d from a continuum.
+      told_time: whether the network is told t; without it, it has to see the time in x.
       row_stride: every device must hold a multiple of this many rows.
       ema_names: the averages that `loss` reads, beside those that evaluation uses.
     """
@@ -131,6 +132,11 @@ class Objective(abc.ABC):
             raise ValueError(f"objective.{self.group}.{name}={value!r}: it may be {limit}")
 
     @property
+    def told_time(self) -> bool:
+        """Whether the network is told t, beside d."""
+        return True
+
+    @property
     def row_stride(self) -> int:
         return 1
 
@@ -150,7 +156,10 @@ class Objective(abc.ABC):
     def renewed(
         self, emas: dict[str, Params], step: jax.Array, num_steps: int
     ) -> dict[str, Params]:
-        """The averages after the update of a step; another teacher may take the old one's place."""
+        """The averages after a step; another teacher may take the old one's place.
+
+        It is called after every step, also where the update was left out.
+        """
         return emas
 
     def step_counts(self, asked: Iterable[int]) -> tuple[int, ...]:
@@ -229,6 +238,11 @@ def drop_labels(key: jax.Array, labels: jax.Array, rate: float, null_label: floa
 def has_label(labels: jax.Array, null_label: float) -> jax.Array:
     """[B], whether each of the labels [B] or [B, O] is another one than the null label."""
     return jnp.any(labels != null_label, axis=tuple(range(1, labels.ndim)))
+
+
+def within(t: jax.Array, interval: tuple[float, float]) -> jax.Array:
+    """[B], whether times [B] lie in an interval (start, end), both included."""
+    return (t >= interval[0]) & (t <= interval[1])
 
 
 def mean_square(error: jax.Array) -> jax.Array:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from shortcut_tpu import samplers
-from shortcut_tpu.objectives import base, rows
+from shortcut_tpu.objectives import base, rows, told_guidance
 from shortcut_tpu.objectives.shortcut import losses_by_level, rotating_grids, step_size
 
 
@@ -104,8 +104,7 @@ class ImprovedShortcut(base.Objective):
         finest = jnp.full_like(t2, 1 / self.finest_steps)
         out = inputs.apply(params, x2, t2, finest, labels2, guidance=jnp.zeros_like(t2))
         s_c, s_null = rows.detach(out, 1)
-        start, end = self.guidance_interval
-        guided = (t >= start) & (t <= end)
+        guided = base.within(t, self.guidance_interval)
         guided &= base.has_label(labels, inputs.null_label)
         # w - 1 of what the network is told.
         more = base.along_rows(jnp.where(guided, told / (1 - told), 0.0), v)
@@ -173,10 +172,6 @@ class ImprovedShortcut(base.Objective):
         keys: jax.Array,
     ) -> jax.Array:
         """Euler as in Shortcut, told the guidance of samples too."""
-        told = jnp.full(len(x0), 1 - 1 / self.sample_guidance)
-
-        def told_velocity(x: jax.Array, t: jax.Array, d: jax.Array, labels: jax.Array) -> jax.Array:
-            return velocity(x, t, d, labels, guidance=told)
-
+        told = told_guidance.telling(velocity, guidance=1 - 1 / self.sample_guidance)
         d = step_size(num_steps, self.finest_steps)
-        return samplers.euler(told_velocity, x0, labels, num_steps, d)
+        return samplers.euler(told, x0, labels, num_steps, d)

@@ -244,6 +244,11 @@ def test_extra_parts_exist_only_where_declared() -> None:
     }
     assert "condition_embed" not in shapes["shortcut"]
     assert list(shapes["improved_shortcut"]["condition_embed"]) == ["guidance"]
+    told = ["guidance", "guidance_end", "guidance_start"]
+    assert sorted(shapes["improved_meanflow"]["condition_embed"]) == told
+    assert [name for name, tree in shapes.items() if "time_embed" not in tree] == [
+        "improved_meanflow"
+    ]
     outputs = {name: tree["final"]["project"]["bias"].size for name, tree in shapes.items()}
     assert outputs == {"shortcut": 16, "improved_shortcut": 16, "improved_meanflow": 32}
 
@@ -283,19 +288,39 @@ def test_guided_sampling() -> None:
 @pytest.mark.parametrize("name", ["improved_meanflow", "improved_shortcut"])
 def test_guidance_as_a_condition_of_samples(name: str) -> None:
     """The network is told 1 - 1/w of `sample_guidance` on every row and in every step."""
-    objective = OBJECTIVES[name](sample_guidance=4.0)
+    interval = {"sample_interval": (0.25, 0.875)} if name == "improved_meanflow" else {}
+    objective = OBJECTIVES[name](sample_guidance=4.0, **interval)
 
     def velocity(
-        x: jax.Array, t: jax.Array, d: jax.Array, labels: jax.Array, guidance: jax.Array
+        x: jax.Array, t: jax.Array, d: jax.Array, labels: jax.Array, **told: jax.Array
     ) -> jax.Array:
-        v = jnp.broadcast_to(guidance[:, None, None, None], x.shape)
+        assert set(told) == set(objective.conditions)
+        v = jnp.broadcast_to(sum(told.values())[:, None, None, None], x.shape)
         return jnp.concatenate([v] * objective.heads, axis=-1)
 
     keys = jax.random.split(jax.random.key(0), 3)
     x1 = objective.sample(velocity, jnp.zeros((3, 2, 2, 1)), jnp.arange(3), 4, keys)
-    np.testing.assert_allclose(x1, 0.75, rtol=1e-6)
+    told = 0.75 + sum(interval.get("sample_interval", ()))
+    np.testing.assert_allclose(x1, told, rtol=1e-6)
     with pytest.raises(ValueError, match="sample_guidance"):
         OBJECTIVES[name](sample_guidance=9.0)
+
+
+def test_samples_of_alpha_flow() -> None:
+    """In two steps x1_hat = x + (1 - t) u(x, t, 1 - t), renoised; in more Euler, told d = 1/n."""
+
+    def velocity(x: jax.Array, t: jax.Array, d: jax.Array, labels: jax.Array) -> jax.Array:
+        return jnp.ones_like(x) * (d + 2 * t)[:, None, None, None]
+
+    objective = OBJECTIVES["alpha_flow"]()
+    keys, x0 = jax.random.split(jax.random.key(0), 2), jnp.ones((2, 2, 2, 1))
+    labels = jnp.zeros(2, int)
+    noise = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 0), (2, 2, 1)))(keys)
+    halfway = (2 + noise) / 2  # (x_0 + u(x_0, 0, 1)) / 2 + e / 2.
+    two = objective.sample(velocity, x0, labels, 2, keys)
+    np.testing.assert_allclose(two, halfway + 1.5 / 2, rtol=1e-6)
+    four = objective.sample(velocity, x0, labels, 4, keys)
+    np.testing.assert_allclose(four, 1 + 1 / 4 + 2 * (0 + 0.25 + 0.5 + 0.75) / 4, rtol=1e-6)
 
 
 def test_consistency_sampler_renoises() -> None:

@@ -577,7 +577,7 @@ def test_high_order_steps_add_up() -> None:
 def test_high_order_refuses_to_leave_the_acceleration_untrained() -> None:
     with pytest.raises(ValueError, match="acceleration_weight"):
         high_order.HighOrder(acceleration_weight=0.0)
-    with pytest.raises(ValueError, match="smoothstep or variance_preserving"):
+    with pytest.raises(ValueError, match="smoothstep, variance_preserving"):
         high_order.HighOrder(curve="straight")
 
 

@@ -95,8 +95,8 @@ class ShareOrRest:
     """Unit fractions, and one less a unit fraction: every n-th row, or all but every n-th."""
 
     def admits(self, value: Any) -> bool:
-        either = Share().admits(value) or Share().admits(1 - value)
-        return Real(0, 1, above=True).admits(value) and either
+        inside = Real(0, 1, above=True).admits(value)
+        return inside and (Share().admits(value) or Share().admits(1 - value))
 
     def __str__(self) -> str:
         return "1/n or 1 - 1/n: 1, 1/2, 1/3, 2/3, 1/4, 3/4, ..."

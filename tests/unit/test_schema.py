@@ -21,6 +21,7 @@ from configs.limits import (
     Real,
     Several,
     Share,
+    ShareOrRest,
     Text,
     Whole,
 )
@@ -48,8 +49,8 @@ def near(limit: Limit) -> list:
             ends = [low - 1, low, low + 0.5, str(low), high, high + 1]
         case Real(low, high):
             ends = [e for e in (low - 1, low, high, high + 1) if abs(e) < float("inf")]
-        case Share():
-            ends = [0.0, 1.0, 0.5, 1 / 3, 0.3, 2, -0.5, 1e-320]
+        case Share() | ShareOrRest():
+            ends = [0.0, 1.0, 0.5, 1 / 3, 0.3, 2, -0.5, 1e-320, 0.75]
         case PowerOfTwo():
             ends = [0, 1, 2, 3, 64, 64.0, -2]
         case OneOf():

@@ -112,7 +112,7 @@ RECIPES: dict[str, Recipe] = {
         "objective.meanflow.weight_power": 1.0,
     },
     # arXiv 2512.02012 and its official code's training: 640 epochs of 1024 rows, 10 of them to warm
-    # up; the strength of samples is that of its released B/2.
+    # up; strength and times of samples are those of its released B/2.
     "improved_meanflow": _MEANFLOW
     | {
         "batch_size": 1024,
@@ -123,20 +123,26 @@ RECIPES: dict[str, Recipe] = {
         "objective.improved_meanflow.time_std": 1.0,
         "objective.improved_meanflow.max_guidance": 8.0,
         "objective.improved_meanflow.sample_guidance": 8.0,
+        "objective.improved_meanflow.sample_interval": (0.35, 0.6),
         "objective.improved_meanflow.label_dropout": 0.1,
         "objective.improved_meanflow.weight_power": 1.0,
     },
-    # arXiv 2510.20771: as MeanFlow, its gradients clipped.
+    # arXiv 2510.20771 and its official code's guided B/2: as MeanFlow, its gradients clipped.
     "alpha_flow": _MEANFLOW
     | {
         "optimizer.clip_norm": 16.0,
-        "objective.alpha_flow.interval_share": 0.25,
-        "objective.alpha_flow.guidance": 0.2,
-        "objective.alpha_flow.guidance_mix": 0.92,
+        "objective.alpha_flow.interval_share": 0.75,
+        "objective.alpha_flow.guidance": 1.0,
+        "objective.alpha_flow.guidance_mix": 0.5,
         "objective.alpha_flow.label_dropout": 0.1,
     },
     # arXiv 2507.16884; no recipe of its own is known here: MeanFlow's.
-    "split_meanflow": _MEANFLOW | {"objective.split_meanflow.label_dropout": 0.1},
+    "split_meanflow": _MEANFLOW
+    | {
+        "objective.split_meanflow.guidance": 0.2,
+        "objective.split_meanflow.guidance_mix": 0.92,
+        "objective.split_meanflow.label_dropout": 0.1,
+    },
     # iSM: averages and strengths are its paper's, the rest is Shortcut's, from which it starts.
     "improved_shortcut": _UNGUIDED
     | {

@@ -64,9 +64,17 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "objective.improved_meanflow.interval_share": 0.5,
         "objective.improved_meanflow.max_guidance": 8.0,
         "objective.improved_meanflow.sample_guidance": 8.0,
+        "objective.improved_meanflow.sample_interval": (0.35, 0.6),
     },
     # arXiv 2510.20771.
-    "alpha_flow": {"optimizer.clip_norm": 16.0, "emas.evaluation": 0.9999, "optimizer.b2": 0.95},
+    "alpha_flow": {
+        "optimizer.clip_norm": 16.0,
+        "emas.evaluation": 0.9999,
+        "optimizer.b2": 0.95,
+        "objective.alpha_flow.interval_share": 0.75,
+        "objective.alpha_flow.guidance": 1.0,
+        "objective.alpha_flow.guidance_mix": 0.5,
+    },
     # iSM's twin averages and strengths.
     "improved_shortcut": {
         "emas.target": 0.95,

@@ -23,6 +23,8 @@ class Autoencoder(Protocol):
     `latents * scale`, and `decode` takes what the model made divided by `scale`.
     """
 
+    def __hash__(self) -> int: ...
+
     @property
     def name(self) -> str:
         """The name by which `load_autoencoder` knows it."""

@@ -8,7 +8,9 @@ Usage:
 from collections.abc import Sequence
 import dataclasses
 from pathlib import Path
+import subprocess
 import sys
+from typing import IO
 
 from absl import flags
 
@@ -112,3 +114,38 @@ def chosen() -> tuple[Job, list[str]]:
         raise UserError(f"--config={config}: not in {ROOT}, so that the pod would not have it")
     overrides = [argument for argument in sys.argv[1:] if argument.startswith("--config.")]
     return job, [f"--config={config.relative_to(ROOT)}", *overrides]
+
+
+def preflight(job: Job, config: Sequence[str], topology: Topology, slices: int) -> list[str]:
+    """The command that compiles a job for its pod here; of training it walks the whole run."""
+    pod = f"{slices}x {topology.name}" if slices > 1 else topology.name
+    whole = ["--whole"] if job.module == TRAIN else []
+    return [
+        *(sys.executable, "-m", "shortcut_tpu.preflight"),
+        *(*config, f"--topology={pod}", *whole),
+    ]
+
+
+def do(line: Sequence[str], output: IO[str] | None = None) -> None:
+    """Runs a command from the root of this checkout.
+
+    Args:
+      line: program and arguments.
+      output: where its output goes; to this process's by default.
+
+    Raises:
+      UserError: it failed; the message is its own.
+    """
+    result = subprocess.run(
+        line,
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    if result.returncode:
+        lines = [one for one in result.stderr.splitlines() if one.startswith("error: ")]
+        said = result.stderr.splitlines() or ["it failed"]
+        raise UserError((lines or [f"{line[0]}: {said[-1]}"])[-1].removeprefix("error: "))

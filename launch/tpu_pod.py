@@ -23,7 +23,6 @@ from pathlib import Path
 import re
 import shlex
 import subprocess
-import sys
 import tempfile
 import time
 
@@ -130,8 +129,10 @@ def archive(cloud: Gcloud, target: str, dry_run: bool) -> tuple[str, str]:
         for line in commands:
             if line[0] == "gcloud" and not dry_run:
                 cloud.call(line)
+            elif dry_run:
+                print(_shown(line))
             else:
-                _do(line, dry_run)
+                jobs.do(line)
     return place, commit
 
 
@@ -158,10 +159,11 @@ def launch(more: Sequence[str]) -> None:
         cloud.refuse_wrong_ssh_flags(name)
 
     if values.preflight and job.takes_config:
-        slices = f"{values.slices}x " if values.slices > 1 else ""
-        preflight = ["-m", "shortcut_tpu.preflight", *config, f"--topology={slices}{topology.name}"]
-        whole = ["--whole"] if job.module == jobs.TRAIN else []
-        _do([sys.executable, *preflight, *whole], values.dry_run)
+        line = jobs.preflight(job, config, topology, values.slices)
+        if values.dry_run:
+            print(_shown(line))
+        else:
+            jobs.do(line)
 
     source, commit = archive(cloud, workdir.rstrip("/"), values.dry_run)
     script = worker_script.render(
@@ -276,20 +278,6 @@ def look() -> None:
             cloud.call(cloud.ssh(node, "all", worker_script.as_root(worker_script.stop())))
     else:
         follow(cloud, found)
-
-
-def _do(line: Sequence[str], dry_run: bool) -> None:
-    """Runs a command, its output shown; a failure ends this one, too."""
-    if dry_run:
-        print(_shown(line))
-        return
-    result = subprocess.run(
-        line, cwd=ROOT, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False
-    )
-    if result.returncode:
-        lines = [one for one in result.stderr.splitlines() if one.startswith("error: ")]
-        said = result.stderr.splitlines() or ["it failed"]
-        raise UserError((lines or [f"{line[0]}: {said[-1]}"])[-1].removeprefix("error: "))
 
 
 def _shown(line: Sequence[str]) -> str:

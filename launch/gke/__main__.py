@@ -6,13 +6,15 @@
       | kubectl apply -f -
   python -m launch.gke ... --cluster=CLUSTER --zone=ZONE      # the XPK command instead
 
-The image is that of launch/gke/Dockerfile. Overrides --config.KEY=VALUE, and arguments after --,
+The run is compiled for the slices here first, some minutes; --nopreflight leaves that out. The
+image is that of launch/gke/Dockerfile. Overrides --config.KEY=VALUE, and arguments after --,
 reach the command that runs; --job names another than `train`.
 """
 
 from collections.abc import Sequence
 import re
 import shlex
+import sys
 
 from absl import flags
 import yaml
@@ -32,6 +34,7 @@ def define_flags() -> None:
     flags.DEFINE_string("image", None, "The image to run.")
     flags.DEFINE_string("workdir", None, "Folder of the run, gs://BUCKET/RUN.")
     flags.DEFINE_integer("slices", 1, "Slices of that type.", 1)
+    flags.DEFINE_boolean("preflight", True, "Walk the run for the pod first; it takes minutes.")
     flags.DEFINE_integer("grace_seconds", 600, "Time for the last save of a pod that must go.", 60)
     flags.DEFINE_string("cluster", None, "Print the XPK command for this cluster instead.")
     flags.DEFINE_string("zone", None, "Zone of the cluster, for XPK.")
@@ -54,8 +57,11 @@ def main(more: Sequence[str]) -> None:
         slices=values.slices,
         grace_seconds=values.grace_seconds,
     )
+    zone = command.required("zone", "the zone of the cluster") if values.cluster else ""
+    if values.preflight and job.takes_config:
+        # Standard output is what kubectl reads.
+        jobs.do(jobs.preflight(job, config, run.topology, run.slices), output=sys.stderr)
     if values.cluster:
-        zone = command.required("zone", "the zone of the cluster")
         line = xpk_command(
             run,
             accelerator=accelerator,

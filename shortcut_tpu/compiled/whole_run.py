@@ -82,7 +82,7 @@ def walk(config: ConfigDict, topology: Topology, say: Say) -> dict[str, Any]:
       say: called with a line for each act.
 
     Returns:
-      `acts`, `fits`, `reason`, which is the first act's that does not fit, and sums over the acts:
+      `acts`, up to the first that does not fit; `fits`; that one's `reason`; sums over the acts:
       `evaluation_seconds`, `host_bytes`, `kept_bytes`, `compile_seconds`.
 
     Raises:
@@ -93,6 +93,9 @@ def walk(config: ConfigDict, topology: Topology, say: Say) -> dict[str, Any]:
     for act in run.acts():
         say(f"{act.name}: {act.reason or 'fits'}")
         acts.append(act)
+        if act.reason:
+            # The rest would be compiled for minutes, for a run that cannot be.
+            break
     held = [act for act in acts if act.host_bytes]
     together = sum(act.host_bytes or 0 for act in held)
     if together > topology.machine.memory_bytes and not any(act.reason for act in held):
@@ -156,12 +159,13 @@ class _Run:
         return abstract_features(get_protocol(evaluation.protocol))
 
     def acts(self) -> Iterator[Act]:
-        """In the order in which a run comes to them."""
+        """In the order in which a run comes to them, but what is compiled comes last."""
         yield self._staging()
         yield from self._checkpoints()
-        yield self._training()
         if self.features is not None:
             yield self._statistics()
+        yield self._training()
+        if self.features is not None:
             yield from self._evaluation(self.features)
 
     # ------------------------------------------------------------------ hosts

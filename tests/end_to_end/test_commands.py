@@ -81,7 +81,9 @@ def test_local_pod_does_the_whole_job(job):
     assert f"tensorboard --logdir={folder / 'run'}" in done.stdout
     assert (folder / "run" / "checkpoints" / "20").is_dir()
     assert list((folder / "run").glob("events.out.tfevents.*"))
-    assert picture_size(folder / "run" / "samples.png") == (502, 1502)
+    width, height = picture_size(folder / "run" / "samples.png")
+    # The tiles, and the names of rows beside them.
+    assert height == 30 * 50 + 2 and width > 10 * 50 + 2
     figures = json.loads((folder / "distances.json").read_text())
     assert figures["metric"] == "fd_pixel"
     assert figures["num_samples"] == 100
@@ -155,7 +157,8 @@ def test_sample_draws_what_is_asked_for(job, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     # Five columns and two labels by two step counts, 48 pixels each and 2 between.
-    assert picture_size(output) == (5 * 50 + 2, 4 * 50 + 2)
+    width, height = picture_size(output)
+    assert height == 4 * 50 + 2 and width > 5 * 50 + 2
 
 
 def test_sample_writes_a_way_between_noises_as_arrays(job, tmp_path):
@@ -280,7 +283,7 @@ def test_convert_makes_a_run_that_the_other_commands_know(tmp_path):
                 "--config.data.path=RECORDS",
                 "--config.data.autoencoder=vae",
             ),
-            "records: the records are not of this config; give --config.data.autoencoder=identity",
+            "unknown autoencoder 'vae'; the known ones are identity, ",
         ),
         (
             "shortcut_tpu.train",
@@ -311,7 +314,7 @@ def test_convert_makes_a_run_that_the_other_commands_know(tmp_path):
                 "--config.data.path=RECORDS",
                 "--config.objective.name=magic",
             ),
-            "objective.name='magic' is none of",
+            "objective.name='magic': it may be flow_matching, ",
         ),
         ("shortcut_tpu.evaluate", ("--workdir=nowhere",), "nowhere/config.json: no such file"),
         ("shortcut_tpu.evaluate", ("--workdir=RUN", "--steps=1,x"), "--steps=1,x: not positive"),

@@ -37,7 +37,7 @@ TRAIN = [
 
 def gke(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "launch.gke", *arguments],
+        [sys.executable, "-m", "launch.gke", "--nopreflight", *arguments],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
         capture_output=True,
@@ -203,3 +203,21 @@ def test_mistakes_end_in_one_line(argument, said):
     assert printed.returncode == 1
     assert printed.stderr.startswith(said)
     assert printed.stderr.count("\n") == 1
+
+
+def test_a_run_that_does_not_fit_is_not_printed():
+    """What cannot be evaluated on the pod's hosts ends here: `kubectl` reads nothing."""
+    pytest.importorskip("libtpu", reason="preflight needs the TPU compiler")
+    large = ("data.image_size=256", "data.channels=3", "model.patch_size=64")
+    run = ("--config=digits", "--name=xl", "--type=v5litepod-16", "--image=i", "--workdir=gs://b/r")
+    printed = subprocess.run(
+        [sys.executable, "-m", "launch.gke", *run, *(f"--config.{one}" for one in large)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert (printed.returncode, printed.stdout) == (1, "")
+    assert "evaluation.protocol=fd_pixel" in printed.stderr.splitlines()[-1]

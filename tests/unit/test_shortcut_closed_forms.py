@@ -159,7 +159,7 @@ def test_level_metrics_split_the_bootstrap_rows(objective):
     by_level = np.stack([metrics[f"loss_level_{level}"] for level in range(7)])
     assert (np.isfinite(by_level).sum(0) == 1).all()
     np.testing.assert_array_equal(np.nansum(by_level, 0), metrics["loss_bootstrap"])
-    told_last = seen[-1].reshape(-1, objective.row_stride)[:, 0]
+    told_last = seen[-1].reshape(-1, round(1 / objective.bootstrap_share))[:, 0]
     np.testing.assert_array_equal(2.0 ** -np.isfinite(by_level).argmax(0), told_last)
 
 

@@ -33,20 +33,23 @@ from data_pipeline import staging
 from data_pipeline.autoencoders import load_autoencoder
 from data_pipeline.errors import UserError
 from data_pipeline.manifest import Manifest, pair_fields, row_shapes
-from data_pipeline.whole_files import require_place
-from shortcut_tpu import claims, command, distributed, generate_pairs
+from data_pipeline.atomic_files import require_place
+from shortcut_tpu import generate_pairs
+from shortcut_tpu.comparison import paper_claims
+from shortcut_tpu.cli import command
+from shortcut_tpu.pod import distributed
 from shortcut_tpu.evaluation.evaluator import make_evaluator
 from shortcut_tpu.evaluation.generator import make_generator
 from shortcut_tpu.evaluation.inputs import require_named
-from shortcut_tpu.experiment import Experiment
-from shortcut_tpu.flops import count_flops
-from shortcut_tpu.guidance import NO_GUIDANCE, Guidance
-from shortcut_tpu.loading import load_run
+from shortcut_tpu.training.experiment import Experiment
+from shortcut_tpu.training.flops import count_flops
+from shortcut_tpu.sampling.guidance import NO_GUIDANCE, Guidance
+from shortcut_tpu.runs.loading import load_run
 from shortcut_tpu.models import NETWORKS
 from shortcut_tpu.objectives import OBJECTIVES
-from shortcut_tpu.observability.console import say
+from shortcut_tpu.cli.console import say
 from shortcut_tpu.observability.sheets import methods_figure
-from shortcut_tpu.skipping import Diverged
+from shortcut_tpu.runs.skipping import Diverged
 from shortcut_tpu.train import train
 
 _SCORES = "distances.json"
@@ -382,7 +385,7 @@ def main() -> None:
         say(*table(config.evaluation.protocol, steps, rows))
 
     means = {row.name: {n: mean for n, (mean, _) in row.distances.items()} for row in rows}
-    say(*claims.check(means, {row.name: row.phases for row in rows}))
+    say(*paper_claims.check(means, {row.name: row.phases for row in rows}))
     if jax.process_index() == 0:
         figure = workdir / "distances.png"
         with figure.open("wb") as file:

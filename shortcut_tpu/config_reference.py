@@ -20,8 +20,8 @@ from ml_collections import ConfigDict
 
 from configs import common
 from configs.limits import Limit, Named
-from shortcut_tpu import command
-from shortcut_tpu.config import from_recipe, leaves
+from shortcut_tpu.cli import command
+from shortcut_tpu.cli.config import from_recipe, leaves
 
 _OBJECTIVE = "objective."
 

@@ -24,7 +24,8 @@ from data_pipeline.errors import UserError
 from data_pipeline.images import RESIZES, Preprocessing
 from data_pipeline.progress import progress_bar
 from data_pipeline.sources import Columns, EncodedSource, Source, open_source
-from shortcut_tpu import command, distributed
+from shortcut_tpu.cli import command
+from shortcut_tpu.pod import distributed
 from shortcut_tpu.evaluation.evaluator import open_reference
 from shortcut_tpu.evaluation.features import Features, load_features
 from shortcut_tpu.evaluation.images import (
@@ -38,7 +39,7 @@ from shortcut_tpu.evaluation.protocols import PROTOCOLS, get_protocol
 from shortcut_tpu.evaluation.reference import Reference, holds_statistics, save_reference
 from shortcut_tpu.evaluation.sample_files import SampleReader
 from shortcut_tpu.evaluation.sums import Sums
-from shortcut_tpu.observability.console import say
+from shortcut_tpu.cli.console import say
 
 _BATCH = 256
 # A file of statistics alone does not say; no distance but FD-pixel's depends on it.

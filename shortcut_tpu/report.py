@@ -14,8 +14,8 @@ from absl import flags
 from etils import epath
 
 from data_pipeline.errors import UserError
-from shortcut_tpu import command
-from shortcut_tpu.observability.console import say
+from shortcut_tpu.cli import command
+from shortcut_tpu.cli.console import say
 from shortcut_tpu.observability.page import page
 from shortcut_tpu.observability.summary import read_summary
 

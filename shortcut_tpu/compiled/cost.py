@@ -14,7 +14,7 @@ import re
 
 from shortcut_tpu.compiled import transfers
 from shortcut_tpu.compiled.hlo import Array, Computation, Instruction, Program
-from shortcut_tpu.flops import Kernel
+from shortcut_tpu.training.flops import Kernel
 
 # They name or order what is there already, or stand for what is counted inside them.
 _FREE = {

@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from shortcut_tpu.flops import sub_jaxprs
+from shortcut_tpu.training.flops import sub_jaxprs
 
 # bfloat16 passes of a product of float32 numbers, by the precision that is asked for.
 _PASSES = {jax.lax.Precision.DEFAULT: 1, jax.lax.Precision.HIGH: 3, jax.lax.Precision.HIGHEST: 6}

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from data_pipeline.errors import UserError
 from shortcut_tpu.compiled.analysis import Candidate, examine
-from shortcut_tpu.topologies import Topology
+from shortcut_tpu.pod.topologies import Topology
 
 Row = dict[str, Any]
 Say = Callable[[str], None]

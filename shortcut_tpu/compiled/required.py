@@ -9,8 +9,8 @@ import math
 import jax
 import jax.numpy as jnp
 
-from shortcut_tpu import partitioning
-from shortcut_tpu.experiment import Experiment
+from shortcut_tpu.pod import partitioning
+from shortcut_tpu.training.experiment import Experiment
 
 
 def required_bytes(experiment: Experiment, passes: int, *, gradients: bool = True) -> int:

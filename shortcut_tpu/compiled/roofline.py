@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 import numpy as np
 
 from shortcut_tpu.compiled.collectives import DCN, Collective
-from shortcut_tpu.topologies import Chip, Topology
+from shortcut_tpu.pod.topologies import Chip, Topology
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,7 @@ from shortcut_tpu.compiled.cycles import ATTENTION, COPIES, STACKS
 from shortcut_tpu.compiled.matrix import Row, Say, compiled
 from shortcut_tpu.models.dit import REMAT_POLICIES
 from shortcut_tpu.models.flash_attention import LANES
-from shortcut_tpu.topologies import Topology
+from shortcut_tpu.pod.topologies import Topology
 
 # By how much the time an image must fall for a change to be worth making.
 _WORTH = 0.99

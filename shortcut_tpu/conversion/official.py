@@ -28,7 +28,7 @@ from shortcut_tpu.conversion.foreign import (
 from shortcut_tpu.models import DiT, Params
 from shortcut_tpu.models.dit import DiTConfig
 from shortcut_tpu.models.embeddings import SINUSOID_CHANNELS
-from shortcut_tpu.pickles import read_pickle
+from data_pipeline.pickles import read_pickle
 
 # Heads of the published networks by width and depth, and the side of their latents: positions are
 # computed and not stored, so no tensor's shape tells either.

@@ -22,8 +22,8 @@ import safetensors.numpy
 from data_pipeline.autoencoders.weights import fitted, read_safetensors
 from data_pipeline.errors import UserError
 from data_pipeline.system_errors import unreadable
-from shortcut_tpu.experiment import Experiment
-from shortcut_tpu.loading import Run
+from shortcut_tpu.training.experiment import Experiment
+from shortcut_tpu.runs.loading import Run
 from shortcut_tpu.models import Params
 
 FORMAT = "shortcut_tpu-weights-1"

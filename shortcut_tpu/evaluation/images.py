@@ -19,8 +19,8 @@ import numpy as np
 
 from data_pipeline.autoencoders import Autoencoder
 from data_pipeline.records import LatentReader
-from shortcut_tpu import partitioning
-from shortcut_tpu.distributed import from_first
+from shortcut_tpu.pod import partitioning
+from shortcut_tpu.pod.distributed import from_first
 from shortcut_tpu.evaluation.features import POOL, SPATIAL, Features
 from shortcut_tpu.evaluation.reference import Reference
 from shortcut_tpu.evaluation.rows import ahead, replicate, submit

@@ -13,7 +13,7 @@ from shortcut_tpu.evaluation.evaluator import image_shape
 from shortcut_tpu.evaluation.features import POOL, load_features
 from shortcut_tpu.evaluation.protocols import get_protocol
 from shortcut_tpu.evaluation.reference import load_reference
-from shortcut_tpu.experiment import latent_shape
+from shortcut_tpu.training.experiment import latent_shape
 
 _FILES = {
     "features": "inception:FILE, Inception's weights (pytorch-fid's .pth, jax-fid's .pickle or "

@@ -19,7 +19,7 @@ from data_pipeline.errors import UserError
 from shortcut_tpu.evaluation.evaluator import image_shape
 from shortcut_tpu.evaluation.features import LOGITS, POOL, abstract_features
 from shortcut_tpu.evaluation.protocols import get_protocol
-from shortcut_tpu.experiment import latent_shape
+from shortcut_tpu.training.experiment import latent_shape
 
 # Matrices as large as a covariance that are there at once in `frechet_distance`, on the first host:
 # both sets' own, their covariances, eigenvectors, a root and LAPACK's workspace. A test measures.

@@ -16,7 +16,7 @@ import jax
 from jax.sharding import Mesh
 import numpy as np
 
-from shortcut_tpu import partitioning
+from shortcut_tpu.pod import partitioning
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,9 +18,9 @@ from typing import Any
 from etils import epath
 
 from data_pipeline.system_errors import raise_if_system
-from data_pipeline.whole_files import failures
+from data_pipeline.atomic_files import failures
 from shortcut_tpu.evaluation.sums import Sums
-from shortcut_tpu.observability.console import say
+from shortcut_tpu.cli.console import say
 
 
 class Unfinished:

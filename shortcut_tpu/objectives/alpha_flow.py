@@ -6,7 +6,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from shortcut_tpu import samplers
+from shortcut_tpu.sampling import samplers
 from shortcut_tpu.objectives import base, mean_velocity
 
 

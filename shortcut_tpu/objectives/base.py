@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 
 from configs.common import get_limits
-from shortcut_tpu import samplers
-from shortcut_tpu.samplers import ConditionedFn
+from shortcut_tpu.sampling import samplers
+from shortcut_tpu.sampling.samplers import ConditionedFn
 
 Params = Any
 Metrics = dict[str, jax.Array]

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from shortcut_tpu import samplers
+from shortcut_tpu.sampling import samplers
 from shortcut_tpu.objectives import base
 from shortcut_tpu.objectives.rows import append, detach, put, take
 

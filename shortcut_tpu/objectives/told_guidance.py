@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from shortcut_tpu.samplers import ConditionedFn, VelocityFn
+from shortcut_tpu.sampling.samplers import ConditionedFn, VelocityFn
 
 
 def draw(key: jax.Array, num_rows: int, max_guidance: float) -> jax.Array:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import html
 import re
 
-from shortcut_tpu.observability import elements
+from shortcut_tpu.observability import html_elements
 from shortcut_tpu.observability.charts import Line, chart
 from shortcut_tpu.observability.dashboard import CHARTS
 from shortcut_tpu.observability.summary import DISTANCE, Summary
@@ -26,12 +26,12 @@ def curves(runs: Sequence[Summary]) -> list[str]:
     for tag in sorted(tags - silent, key=_by_number):
         groups.setdefault(tag.partition("/")[0], []).append(tag)
     sections = [
-        elements.section(_SECTIONS.get(group, group), _charts(runs, groups[group]))
+        html_elements.section(_SECTIONS.get(group, group), _charts(runs, groups[group]))
         for group in sorted(groups, key=lambda g: ([*_SECTIONS, g].index(g), g))
     ]
     if silent:
         names = ", ".join(f"<code>{html.escape(tag)}</code>" for tag in sorted(silent))
-        sections.append(elements.section("At 0 all the time", f"<p>{names}</p>"))
+        sections.append(html_elements.section("At 0 all the time", f"<p>{names}</p>"))
     return sections
 
 
@@ -50,10 +50,10 @@ def _charts(runs: Sequence[Summary], tags: Sequence[str]) -> str:
 
     levels = [(title, t) for title, t in drawn if len(t) == 1 and _LEVELS.fullmatch(title)]
     others = [found for found in drawn if found not in levels]
-    content = elements.grid([_chart(runs, *found) for found in others])
+    content = html_elements.grid([_chart(runs, *found) for found in others])
     if levels:
-        content += elements.folded(
-            "Loss by level", elements.grid([_chart(runs, *f) for f in levels])
+        content += html_elements.folded(
+            "Loss by level", html_elements.grid([_chart(runs, *f) for f in levels])
         )
     return content
 
@@ -67,7 +67,7 @@ def _chart(runs: Sequence[Summary], title: str, tags: Sequence[str]) -> str:
             Line(name, _points(runs[0], tag), index)
             for index, (name, tag) in enumerate(zip(names, tags, strict=True))
         ]
-        caption += f"<br>{elements.keys(names)}"
+        caption += f"<br>{html_elements.keys(names)}"
     else:
         lines = [
             Line(run.name, _points(run, tags[0]), index)
@@ -75,7 +75,7 @@ def _chart(runs: Sequence[Summary], title: str, tags: Sequence[str]) -> str:
             if run.record.scalars.get(tags[0])
         ]
     log_y = "loss" in title or "norm" in title
-    return elements.figure(caption, chart(title, lines, "training step", log_y=log_y))
+    return html_elements.figure(caption, chart(title, lines, "training step", log_y=log_y))
 
 
 def _values(run: Summary, tag: str) -> Iterable[float]:

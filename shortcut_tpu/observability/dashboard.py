@@ -12,7 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict
 import numpy as np
 
-from shortcut_tpu.config import leaves
+from shortcut_tpu.cli.config import leaves
 from shortcut_tpu.evaluation.protocols import get_protocol
 from shortcut_tpu.models import NETWORKS
 from shortcut_tpu.objectives import OBJECTIVES

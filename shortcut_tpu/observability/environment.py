@@ -14,7 +14,7 @@ from typing import Any
 from etils import epath
 import jax
 
-from data_pipeline.whole_files import write_text
+from data_pipeline.atomic_files import write_text
 import shortcut_tpu
 
 FILE = "environment.jsonl"

@@ -22,7 +22,7 @@ import time
 from etils import epath
 import jax
 
-from data_pipeline.whole_files import failures, write_text
+from data_pipeline.atomic_files import failures, write_text
 from shortcut_tpu.observability.clock import STEP
 
 FILE = "goodput.jsonl"

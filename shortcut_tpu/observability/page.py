@@ -13,8 +13,8 @@ from typing import Any
 
 from configs import common
 import shortcut_tpu
-from shortcut_tpu.config import leaves
-from shortcut_tpu.observability import elements
+from shortcut_tpu.cli.config import leaves
+from shortcut_tpu.observability import html_elements
 from shortcut_tpu.observability.charts import Line, chart, in_steps
 from shortcut_tpu.observability.curves import curves
 from shortcut_tpu.observability.dashboard import telling
@@ -33,7 +33,7 @@ def page(runs: Sequence[Summary]) -> str:
         f"<h1>{html.escape(names)}</h1>",
         _overview(runs),
         # Which colour is which run, in sight wherever the reader is.
-        f'<div class="keys">{elements.keys([r.name for r in runs])}</div>' if runs[1:] else "",
+        f'<div class="keys">{html_elements.keys([r.name for r in runs])}</div>' if runs[1:] else "",
         *_distances(runs),
         _sheets(runs),
         *curves(runs),
@@ -44,7 +44,7 @@ def page(runs: Sequence[Summary]) -> str:
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(names)}</title><style>{elements.STYLE}</style></head>\n<body>"
+        f"<title>{html.escape(names)}</title><style>{html_elements.STYLE}</style></head>\n<body>"
         + "\n".join(part for part in body if part)
         + "</body></html>\n"
     )
@@ -56,7 +56,7 @@ def _overview(runs: Sequence[Summary]) -> str:
         config, scalars = run.config, run.record.scalars
         last = {tag: list(values.values())[-1] for tag, values in scalars.items() if values}
         cells = [
-            elements.key(index, run.name),
+            html_elements.key(index, run.name),
             html.escape(str(config.objective.name)),
             f"{run.step:,} of {config.train.num_steps:,}",
             f"{config.batch_size:,}",
@@ -68,11 +68,11 @@ def _overview(runs: Sequence[Summary]) -> str:
         ]
         rows.append(cells)
     head = ["run", "objective", "step", "batch", "width x depth", "loss", "images/s", "MFU"]
-    return elements.table([*head, "goodput"], rows)
+    return html_elements.table([*head, "goodput"], rows)
 
 
 def _last(last: Mapping[str, float], tag: str, text: str) -> str:
-    return text.format(last[tag]) if tag in last else elements.NONE
+    return text.format(last[tag]) if tag in last else html_elements.NONE
 
 
 def _distances(runs: Sequence[Summary]) -> list[str]:
@@ -92,7 +92,7 @@ def _distance(
     rows: list[tuple[str, str, dict[int, float]]] = []
     lines = []
     for index, (run, by_n) in enumerate(zip(runs, while_training, strict=True)):
-        key, newest = elements.key(index, run.name), {}
+        key, newest = html_elements.key(index, run.name), {}
         if by_n:
             step = max(list(values)[-1] for values in by_n.values())
             newest = {n: list(values.values())[-1] for n, values in by_n.items()}
@@ -105,14 +105,14 @@ def _distance(
             lines.append(Line(run.name, points, index))
     counts = sorted({n for _, _, found in rows for n in found})
     cells = [
-        [key, step, *(f"{found[n]:.4g}" if n in found else elements.NONE for n in counts)]
+        [key, step, *(f"{found[n]:.4g}" if n in found else html_elements.NONE for n in counts)]
         for key, step, found in rows
     ]
-    table = elements.table(["run", "training step", *map(in_steps, counts)], cells)
+    table = html_elements.table(["run", "training step", *map(in_steps, counts)], cells)
 
     title = f"{metric} over sampling steps"
     svg = chart(title, lines, "sampling steps", log_x=True, log_y=True, x_ticks=counts)
-    figures = [elements.figure(html.escape(title), svg)]
+    figures = [html_elements.figure(html.escape(title), svg)]
     for n in sorted({n for by_n in while_training for n in by_n}):
         lines = [
             Line(run.name, [(float(step), value) for step, value in by_n[n].items()], index)
@@ -121,8 +121,8 @@ def _distance(
         ]
         title = f"{metric}@{n} while training"
         svg = chart(title, lines, "training step", log_y=True)
-        figures.append(elements.figure(html.escape(title), svg))
-    return elements.section(f"Distance: {metric}", table + elements.grid(figures))
+        figures.append(html_elements.figure(html.escape(title), svg))
+    return html_elements.section(f"Distance: {metric}", table + html_elements.grid(figures))
 
 
 def _sheets(runs: Sequence[Summary]) -> str:
@@ -139,7 +139,7 @@ def _sheets(runs: Sequence[Summary]) -> str:
                 continue
             step, png = run.record.images[tag]
             text = f"{caption}, training step {step:,}"
-            key = f"{elements.key(index, run.name)}" if len(runs) > 1 else ""
+            key = f"{html_elements.key(index, run.name)}" if len(runs) > 1 else ""
             data = base64.b64encode(png).decode()
             alt = html.escape(f"{run.name}, {text}")
             image = f'<img alt="{alt}" src="data:image/png;base64,{data}">'
@@ -148,13 +148,13 @@ def _sheets(runs: Sequence[Summary]) -> str:
     if len(runs) == 1:
         parts = [parts[0], "".join(parts[1:])]
     rows = [f'<div class="sheets">{part}</div>' for part in parts if part]
-    return elements.section("Samples", "".join(rows))
+    return html_elements.section("Samples", "".join(rows))
 
 
 def _sheet(caption: str, image: str, width: int) -> str:
     """A figure that stays a little smaller than its picture where one more fits beside it."""
     style = f"flex: 1 1 {0.85 * width:.0f}px; max-width: {width}px"
-    return f'<div style="{style}">{elements.figure(caption, image)}</div>'
+    return f'<div style="{style}">{html_elements.figure(caption, image)}</div>'
 
 
 def _environments(runs: Sequence[Summary]) -> str:
@@ -178,16 +178,16 @@ def _environments(runs: Sequence[Summary]) -> str:
     differing = [name for name in names if name not in columns and name not in common_values]
     rows = [
         [
-            elements.key(index, run),
-            *(_cell(start.get(name, elements.NONE)) for name in [*columns, *differing]),
+            html_elements.key(index, run),
+            *(_cell(start.get(name, html_elements.NONE)) for name in [*columns, *differing]),
         ]
         for index, run, start in starts
     ]
     head = ["run", *columns.values(), *map(html.escape, differing)]
     same = ", ".join(html.escape(f"{name} {value}") for name, value in common_values.items())
-    return elements.section(
+    return html_elements.section(
         "Environment of each start",
-        elements.table(head, rows) + (f"<p>In all of them: {same}.</p>" if same else ""),
+        html_elements.table(head, rows) + (f"<p>In all of them: {same}.</p>" if same else ""),
     )
 
 
@@ -201,7 +201,7 @@ def _configs(runs: Sequence[Summary]) -> str:
     if len(runs) > 1:
         flat = [dict(leaves(run.config)) for run in runs]
         title = "Where they differ"
-        head = ["key", *(elements.key(index, run.name) for index, run in enumerate(runs))]
+        head = ["key", *(html_elements.key(index, run.name) for index, run in enumerate(runs))]
     else:
         defaults = common.get_config()
         defaults.objective.name = runs[0].config.objective.name
@@ -211,12 +211,12 @@ def _configs(runs: Sequence[Summary]) -> str:
     for name in sorted({key for values in flat for key in values}):
         values = [json.dumps(found[name], default=str) if name in found else "" for found in flat]
         if len(set(values)) > 1:
-            cells = (html.escape(value) if value else elements.NONE for value in values)
+            cells = (html.escape(value) if value else html_elements.NONE for value in values)
             rows.append([f"<code>{html.escape(name)}</code>", *cells])
-    content = f"<h3>{title}</h3>{elements.table(head, rows)}" if rows else ""
+    content = f"<h3>{title}</h3>{html_elements.table(head, rows)}" if rows else ""
     for index, run in enumerate(runs):
         text = html.escape(json.dumps(run.config.to_dict(), indent=2, sort_keys=True))
-        content += elements.folded(
-            f"All keys of {elements.key(index, run.name)}", f"<pre>{text}</pre>"
+        content += html_elements.folded(
+            f"All keys of {html_elements.key(index, run.name)}", f"<pre>{text}</pre>"
         )
-    return elements.section("Config", content)
+    return html_elements.section("Config", content)

@@ -19,7 +19,7 @@ from etils import epath
 import jax
 
 from data_pipeline.errors import UserError
-from data_pipeline.whole_files import failures
+from data_pipeline.atomic_files import failures
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from shortcut_tpu.observability import stragglers
 from shortcut_tpu.observability.clock import CHECKPOINT, INPUT, STEP, Clock
-from shortcut_tpu.topologies import chip_of
+from shortcut_tpu.pod.topologies import chip_of
 
 
 class Speed:

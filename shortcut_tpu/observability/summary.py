@@ -14,8 +14,8 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
-from shortcut_tpu import checksums
-from shortcut_tpu import config as config_lib
+from shortcut_tpu.runs import checksums
+from shortcut_tpu.cli import config as config_lib
 from shortcut_tpu.observability import environment
 from shortcut_tpu.observability.events import Record, read_events
 

@@ -19,7 +19,7 @@ import time
 
 from etils import epath
 
-from data_pipeline import outcome
+from data_pipeline import exit_reason
 from data_pipeline.errors import UserError
 
 _FILE = "lease.json"
@@ -142,5 +142,5 @@ def _holder(found: dict[str, object]) -> str:
 def _end(line: str) -> None:
     """Two writers would spoil what both have."""
     print(f"error: {line}", file=sys.stderr, flush=True)
-    outcome.report(outcome.REFUSED)
+    exit_reason.report(exit_reason.REFUSED)
     os._exit(1)

@@ -26,8 +26,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from data_pipeline.errors import UserError
-from data_pipeline.whole_files import in_bucket
-from shortcut_tpu import checksums, distributed
+from data_pipeline.atomic_files import in_bucket
+from shortcut_tpu.runs import checksums
+from shortcut_tpu.pod import distributed
 
 _NONE, _ALL_DAMAGED = -1, -2
 

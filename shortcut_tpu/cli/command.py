@@ -22,10 +22,10 @@ from configs import recipes
 from configs.limits import Whole
 from data_pipeline.command_line import expand_home, parse_flags, required
 from data_pipeline.errors import UserError, exit_on_user_error
-from data_pipeline.whole_files import require_place
-from shortcut_tpu import config as config_lib
-from shortcut_tpu import schema
-from shortcut_tpu.guidance import Guidance
+from data_pipeline.atomic_files import require_place
+from shortcut_tpu.cli import config as config_lib
+from shortcut_tpu.training import schema
+from shortcut_tpu.sampling.guidance import Guidance
 
 __all__ = [
     "checked",

@@ -21,7 +21,7 @@ from typing import Any
 from etils import epath
 
 from data_pipeline.system_errors import raise_if_system, unreadable
-from data_pipeline.whole_files import failures, file_sha256, write_text
+from data_pipeline.atomic_files import failures, file_sha256, write_text
 
 _CHECKSUMS = "checksums"
 _DAMAGED = "damaged"

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from ml_collections import ConfigDict
 
 from data_pipeline.errors import UserError
-from shortcut_tpu.config import check_keys, check_values
-from shortcut_tpu.guidance import Guidance
+from shortcut_tpu.cli.config import check_keys, check_values
+from shortcut_tpu.sampling.guidance import Guidance
 from shortcut_tpu.objectives import OBJECTIVES, make_objective
-from shortcut_tpu.parts import make_parts
+from shortcut_tpu.training.parts import make_parts
 
 
 def check(config: ConfigDict) -> None:

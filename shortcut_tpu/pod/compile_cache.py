@@ -8,7 +8,7 @@ from etils import epath
 import jax
 
 from data_pipeline.errors import UserError
-from data_pipeline.whole_files import failures
+from data_pipeline.atomic_files import failures
 
 
 def enable(folder: str) -> None:

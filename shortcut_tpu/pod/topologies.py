@@ -15,7 +15,7 @@ import jax
 from jax.experimental import topologies
 
 from data_pipeline.errors import UserError
-from shortcut_tpu.partitioning import count_slices
+from shortcut_tpu.pod.partitioning import count_slices
 
 GIB = 2**30
 

@@ -13,7 +13,7 @@ import optax
 from data_pipeline.errors import UserError
 from shortcut_tpu.models import NETWORKS, Model, configure, data_keys
 from shortcut_tpu.objectives import Objective, make_objective
-from shortcut_tpu.optimizers import make_optimizer
+from shortcut_tpu.training.optimizers import make_optimizer
 
 
 class Parts(NamedTuple):

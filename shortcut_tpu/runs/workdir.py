@@ -14,12 +14,13 @@ import uuid
 from etils import epath
 from ml_collections import ConfigDict
 
-from data_pipeline import locks, outcome
+from data_pipeline import locks
+from data_pipeline import exit_reason
 from data_pipeline.errors import UserError
-from data_pipeline.whole_files import in_bucket
-from shortcut_tpu import config as config_lib
-from shortcut_tpu import distributed
-from shortcut_tpu.lease import Lease
+from data_pipeline.atomic_files import in_bucket
+from shortcut_tpu.cli import config as config_lib
+from shortcut_tpu.pod import distributed
+from shortcut_tpu.runs.lease import Lease
 
 _LOCK = ".lock"
 
@@ -46,7 +47,7 @@ def _hold(workdir: epath.Path, held: contextlib.ExitStack) -> None:
                 return
         except OSError as error:
             raise UserError(f"--workdir={workdir}: {error.strerror}") from None
-    held.enter_context(Lease(workdir, os.environ.get(outcome.RUN) or uuid.uuid4().hex))
+    held.enter_context(Lease(workdir, os.environ.get(exit_reason.RUN) or uuid.uuid4().hex))
 
 
 def _lock(workdir: epath.Path, held: contextlib.ExitStack) -> bool:

@@ -20,17 +20,17 @@ from ml_collections import ConfigDict
 import optax
 
 from data_pipeline.errors import UserError
-from shortcut_tpu import partitioning
-from shortcut_tpu.command import checked
-from shortcut_tpu.flops import count_flops
+from shortcut_tpu.pod import partitioning
+from shortcut_tpu.cli.command import checked
+from shortcut_tpu.training.flops import count_flops
 from shortcut_tpu.models import Model
 from shortcut_tpu.models.placement import placed
 from shortcut_tpu.objectives import Objective, make_objective
 from shortcut_tpu.objectives.base import TEACHER
-from shortcut_tpu.optimizers import make_schedule
-from shortcut_tpu.parts import make_parts
-from shortcut_tpu.train_state import TrainState, ema_distances
-from shortcut_tpu.train_step import make_train_step
+from shortcut_tpu.training.optimizers import make_schedule
+from shortcut_tpu.training.parts import make_parts
+from shortcut_tpu.training.train_state import TrainState, ema_distances
+from shortcut_tpu.training.train_step import make_train_step
 
 P = ParamSpec("P")
 T = TypeVar("T")

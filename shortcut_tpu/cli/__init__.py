@@ -1,0 +1,1 @@
+"""How commands start, what they are told and what they say."""

@@ -1,0 +1,1 @@
+"""What `compare` does with the runs that it has made."""

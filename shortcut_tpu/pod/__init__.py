@@ -1,0 +1,1 @@
+"""The machine: its hosts, chips, mesh and compiled programs."""

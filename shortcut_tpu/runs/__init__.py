@@ -1,0 +1,1 @@
+"""The workdir of a run: who may write to it, its checkpoints, and a run opened again."""

@@ -1,0 +1,1 @@
+"""A config made into a train step, and what that is made of."""

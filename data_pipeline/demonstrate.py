@@ -15,12 +15,12 @@ from absl import app, flags
 from etils import epath
 import numpy as np
 
+from data_pipeline.atomic_files import failures
 from data_pipeline.command_line import parse_flags, required
 from data_pipeline.errors import UserError, exit_on_user_error
 from data_pipeline.manifest import FILE_NAME, Manifest, demonstration_fields
 from data_pipeline.records import write_shard
 from data_pipeline.tasks import Task, load_task, uniforms
-from data_pipeline.whole_files import failures
 
 SHARD_RECORDS = 65536
 

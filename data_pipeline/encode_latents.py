@@ -36,6 +36,7 @@ from etils import epath
 import numpy as np
 
 from data_pipeline import staging
+from data_pipeline.atomic_files import in_bucket
 from data_pipeline.command_line import parse_flags, required
 from data_pipeline.decoding import Rejected, default_workers, open_reader
 from data_pipeline.errors import UserError, exit_on_user_error
@@ -46,7 +47,6 @@ from data_pipeline.records import Field, Manifest
 from data_pipeline.resumable import ResumableFolder, check_rejected
 from data_pipeline.sources import Columns, EncodedSource, Source, open_source
 from data_pipeline.verification import verify_records
-from data_pipeline.whole_files import in_bucket
 
 if TYPE_CHECKING:
     from data_pipeline.autoencoders import Autoencoder

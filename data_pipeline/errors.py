@@ -16,7 +16,7 @@ import sys
 import traceback
 from typing import ParamSpec, TypeVar
 
-from data_pipeline import outcome
+from data_pipeline import exit_reason
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -58,7 +58,7 @@ def report_failure(error: Exception) -> bool:
     if line is None:
         return False
     if isinstance(error, _ends_in_a_line()) and not isinstance(error, PassingError):
-        outcome.report(outcome.REFUSED)
+        exit_reason.report(exit_reason.REFUSED)
     print("error:", line, file=sys.stderr, flush=True)
     return True
 

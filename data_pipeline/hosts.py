@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 
-from data_pipeline import chips, outcome
+from data_pipeline import chips, exit_reason
 from data_pipeline.errors import PassingError, UserError
 
 # What launch/local_pod sets.
@@ -125,9 +125,9 @@ def _waiting() -> Iterator[None]:
     timer = threading.Timer(_PATIENCE_SECONDS, lambda: print(line, file=sys.stderr, flush=True))
     timer.daemon = True
     timer.start()
-    outcome.report(outcome.WAITING)
+    exit_reason.report(exit_reason.WAITING)
     try:
         yield
     finally:
         timer.cancel()
-        outcome.report("")
+        exit_reason.report("")

@@ -18,9 +18,9 @@ from typing import Any
 from etils import epath
 import numpy as np
 
+from data_pipeline.atomic_files import failures, write_json
 from data_pipeline.errors import UserError
 from data_pipeline.system_errors import unreadable
-from data_pipeline.whole_files import failures, write_json
 
 FORMAT_VERSION = 1
 FILE_NAME = "manifest.json"

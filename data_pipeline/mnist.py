@@ -19,9 +19,9 @@ from absl import app, flags
 from etils import epath
 import numpy as np
 
+from data_pipeline.atomic_files import put
 from data_pipeline.command_line import parse_flags, required
 from data_pipeline.errors import UserError, exit_on_user_error
-from data_pipeline.whole_files import put
 
 _SIDE = 28
 

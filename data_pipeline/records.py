@@ -20,11 +20,11 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from etils import epath
 import numpy as np
 
+from data_pipeline.atomic_files import failures, file_sha256, in_bucket, put
 from data_pipeline.errors import UserError
 from data_pipeline.manifest import FORMAT_VERSION, Field, Manifest, Shard
 from data_pipeline.open_shards import OpenShards
 from data_pipeline.system_errors import raise_if_system, unreadable
-from data_pipeline.whole_files import failures, file_sha256, in_bucket, put
 
 __all__ = [
     "FORMAT_VERSION",

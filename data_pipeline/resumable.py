@@ -28,13 +28,13 @@ import numpy as np
 
 from data_pipeline import locks
 from data_pipeline import manifest as manifest_lib
+from data_pipeline.atomic_files import failures, in_bucket, put, write_json
 from data_pipeline.decoding import Rejected
 from data_pipeline.errors import UserError
 from data_pipeline.hosts import Hosts
 from data_pipeline.progress import progress_bar
 from data_pipeline.records import Manifest, Shard, file_sha256, write_shard
 from data_pipeline.system_errors import raise_if_system, reason, unreadable
-from data_pipeline.whole_files import failures, in_bucket, put, write_json
 
 REJECTED_FILE = "rejected.jsonl"
 

@@ -22,11 +22,11 @@ import socket
 from etils import epath
 
 from data_pipeline import locks
+from data_pipeline.atomic_files import failures, in_bucket
 from data_pipeline.errors import UserError
 from data_pipeline.manifest import FILE_NAME, Manifest, Shard
 from data_pipeline.progress import progress_bar
 from data_pipeline.system_errors import unreadable
-from data_pipeline.whole_files import failures, in_bucket
 
 MEMORY = "/dev/shm/shortcut_tpu"
 _THREADS = 8

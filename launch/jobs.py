@@ -16,9 +16,9 @@ from absl import flags
 
 from data_pipeline.command_line import refuse_twice
 from data_pipeline.errors import UserError
-from shortcut_tpu import command
+from shortcut_tpu.cli import command
 from shortcut_tpu.evaluation.inputs import require_named
-from shortcut_tpu.topologies import Topology
+from shortcut_tpu.pod.topologies import Topology
 
 ROOT = Path(__file__).parents[1]
 TRAIN = "shortcut_tpu.train"

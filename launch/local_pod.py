@@ -20,8 +20,9 @@ from absl import flags
 
 from data_pipeline.manifest import FILE_NAME as MANIFEST
 from launch.supervisor import End, Member, Policy, supervise
-from shortcut_tpu import command, distributed
+from shortcut_tpu.cli import command
 from shortcut_tpu.evaluation.inputs import require_named
+from shortcut_tpu.pod import distributed
 
 _SHEET_STEPS = "1,4,128"
 

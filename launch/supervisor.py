@@ -4,7 +4,7 @@
 
 The arguments after -- are Python's. In a group one process that dies ends all, and all start again.
 A command that ends by itself with status 0 is done. One that was asked to end before it was done
-(see `data_pipeline.outcome`) is started again; one that a person has to mend is not. SIGTERM is
+(see `data_pipeline.exit_reason`) is started again; one that a person has to mend is not. SIGTERM is
 passed on, and the processes have --grace_seconds to save; the status is then 143, so that a cluster
 does not take the run for finished. It is 78 for what a person has to mend, which no other start
 would; and 1 where it died too often.
@@ -25,7 +25,7 @@ import time
 from typing import IO
 import uuid
 
-from data_pipeline import outcome
+from data_pipeline import exit_reason
 from data_pipeline.errors import UserError, exit_on_user_error, report_failure
 
 _POLL_SECONDS = 0.1
@@ -125,8 +125,8 @@ class Group:
                     [*_die_with_parent(), sys.executable, *member.arguments],
                     env={
                         **member.environment,
-                        outcome.FILE: str(self._outcome(index)),
-                        outcome.RUN: self._run,
+                        exit_reason.FILE: str(self._outcome(index)),
+                        exit_reason.RUN: self._run,
                     },
                     stdin=subprocess.DEVNULL,
                     stdout=None if member.show else log,
@@ -147,7 +147,7 @@ class Group:
                 failed = min(failures, key=lambda index: codes[index] != -signal.SIGKILL)
                 return self._end_of(failures), self._reason(failed)
             if all(code == 0 for code in codes):
-                preempted = outcome.PREEMPTED in self._outcomes()
+                preempted = exit_reason.PREEMPTED in self._outcomes()
                 return (End.PREEMPTED if preempted else End.FINISHED), "asked to end, and saved"
             if asked_to_stop():
                 self._end(signal.SIGTERM, grace_seconds)
@@ -156,22 +156,22 @@ class Group:
 
     def _end_of(self, failures: Sequence[int]) -> End:
         outcomes = self._outcomes()
-        if outcome.REFUSED in outcomes:
+        if exit_reason.REFUSED in outcomes:
             return End.REFUSED
-        waited = all(outcomes[index] == outcome.WAITING for index in failures)
+        waited = all(outcomes[index] == exit_reason.WAITING for index in failures)
         return End.WAITED if waited else End.DIED
 
     def _outcome(self, index: int) -> Path:
         return Path(self._folder.name) / str(index)
 
     def _outcomes(self) -> list[str]:
-        return [outcome.read(self._outcome(index)) for index in range(len(self._members))]
+        return [exit_reason.read(self._outcome(index)) for index in range(len(self._members))]
 
     def _reason(self, failed: int) -> str:
         """The line that a person should read, of the member that refused or else of the failed."""
         outcomes = self._outcomes()
-        if outcome.REFUSED in outcomes:
-            failed = outcomes.index(outcome.REFUSED)
+        if exit_reason.REFUSED in outcomes:
+            failed = outcomes.index(exit_reason.REFUSED)
         member, code = self._members[failed], self._processes[failed].poll()
         how = "still running" if code is None else f"status {code}"
         if code is not None and code < 0:
@@ -290,10 +290,10 @@ def main(arguments: Sequence[str]) -> None:
     member = Member("the command", values.command, dict(os.environ))
     try:
         if supervise(lambda: [member], policy, values.run) is End.STOPPED:
-            sys.exit(outcome.STOPPED_STATUS)
+            sys.exit(exit_reason.STOPPED_STATUS)
     except Refused as error:
         report_failure(error)
-        sys.exit(outcome.REFUSED_STATUS)
+        sys.exit(exit_reason.REFUSED_STATUS)
 
 
 if __name__ == "__main__":

@@ -32,8 +32,8 @@ from data_pipeline.errors import UserError
 from launch import jobs, pods, worker_script
 from launch.gcloud import MAX_TRIES, Gcloud, GcloudError
 from launch.jobs import JOBS, ROOT
-from shortcut_tpu import command
-from shortcut_tpu.topologies import Topology
+from shortcut_tpu.cli import command
+from shortcut_tpu.pod.topologies import Topology
 
 _VERSIONS = {
     "v4": "tpu-ubuntu2204-base",

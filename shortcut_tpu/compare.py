@@ -30,27 +30,27 @@ import numpy as np
 from PIL import Image
 
 from data_pipeline import staging
+from data_pipeline.atomic_files import require_place
 from data_pipeline.autoencoders import load_autoencoder
 from data_pipeline.errors import UserError
 from data_pipeline.manifest import Manifest, pair_fields, row_shapes
-from data_pipeline.atomic_files import require_place
 from shortcut_tpu import generate_pairs
-from shortcut_tpu.comparison import paper_claims
 from shortcut_tpu.cli import command
-from shortcut_tpu.pod import distributed
+from shortcut_tpu.cli.console import say
+from shortcut_tpu.comparison import paper_claims
 from shortcut_tpu.evaluation.evaluator import make_evaluator
 from shortcut_tpu.evaluation.generator import make_generator
 from shortcut_tpu.evaluation.inputs import require_named
-from shortcut_tpu.training.experiment import Experiment
-from shortcut_tpu.training.flops import count_flops
-from shortcut_tpu.sampling.guidance import NO_GUIDANCE, Guidance
-from shortcut_tpu.runs.loading import load_run
 from shortcut_tpu.models import NETWORKS
 from shortcut_tpu.objectives import OBJECTIVES
-from shortcut_tpu.cli.console import say
 from shortcut_tpu.observability.sheets import methods_figure
+from shortcut_tpu.pod import distributed
+from shortcut_tpu.runs.loading import load_run
 from shortcut_tpu.runs.skipping import Diverged
+from shortcut_tpu.sampling.guidance import NO_GUIDANCE, Guidance
 from shortcut_tpu.train import train
+from shortcut_tpu.training.experiment import Experiment
+from shortcut_tpu.training.flops import count_flops
 
 _SCORES = "distances.json"
 _REFERENCE = "flow_matching"

@@ -21,19 +21,19 @@ from etils import epath
 import jax
 from ml_collections import ConfigDict
 
+from data_pipeline.atomic_files import require_place
 from data_pipeline.errors import UserError
 from data_pipeline.torch_archive import read_torch_checkpoint
-from data_pipeline.atomic_files import require_place
 from shortcut_tpu.cli import command
+from shortcut_tpu.cli.console import say
 from shortcut_tpu.conversion import official, torch_dit
 from shortcut_tpu.conversion.artifact import write_artifact
 from shortcut_tpu.conversion.foreign import require
 from shortcut_tpu.conversion.runs import make_run
 from shortcut_tpu.conversion.tensors import card, read_tensors, write_tensors
-from shortcut_tpu.training.experiment import Experiment
-from shortcut_tpu.runs.loading import load_run
 from shortcut_tpu.models import DiT, Params
-from shortcut_tpu.cli.console import say
+from shortcut_tpu.runs.loading import load_run
+from shortcut_tpu.training.experiment import Experiment
 
 SOURCES = ("official", "dit", "sit", "safetensors")
 TARGETS = ("safetensors", "jax_export")

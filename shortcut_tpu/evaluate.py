@@ -21,9 +21,8 @@ import jax
 from data_pipeline import staging
 from data_pipeline.errors import UserError
 from data_pipeline.progress import progress_bar
-from shortcut_tpu.runs import checksums
 from shortcut_tpu.cli import command
-from shortcut_tpu.pod import distributed
+from shortcut_tpu.cli.console import say
 from shortcut_tpu.evaluation.evaluator import Evaluator, make_evaluator, open_reference, table
 from shortcut_tpu.evaluation.features import Features, load_features
 from shortcut_tpu.evaluation.generator import make_generator
@@ -33,8 +32,9 @@ from shortcut_tpu.evaluation.reference import Reference
 from shortcut_tpu.evaluation.sample_files import SampleReader, SampleWriter
 from shortcut_tpu.evaluation.sums import Sums, distances
 from shortcut_tpu.evaluation.unfinished import Unfinished
+from shortcut_tpu.pod import distributed
+from shortcut_tpu.runs import checksums
 from shortcut_tpu.runs.loading import Run, load_run, require_steps
-from shortcut_tpu.cli.console import say
 
 _BATCH = 256
 _RECONSTRUCTION = "reconstruction"

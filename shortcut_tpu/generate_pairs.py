@@ -29,17 +29,16 @@ from data_pipeline.hosts import Hosts
 from data_pipeline.manifest import Manifest, pair_fields
 from data_pipeline.progress import progress_bar
 from data_pipeline.resumable import ResumableFolder
-from shortcut_tpu.runs import checksums
 from shortcut_tpu.cli import command
-from shortcut_tpu.pod import distributed
-from shortcut_tpu.pod import partitioning
+from shortcut_tpu.cli.console import say
 from shortcut_tpu.evaluation.generator import Generator, make_generator
 from shortcut_tpu.evaluation.labels import balanced_labels_of
+from shortcut_tpu.pod import distributed, partitioning
+from shortcut_tpu.runs import checksums
+from shortcut_tpu.runs.loading import Run, load_run, require_steps
+from shortcut_tpu.sampling.guidance import Guidance
 from shortcut_tpu.training.experiment import Experiment
 from shortcut_tpu.training.flops import count_flops
-from shortcut_tpu.sampling.guidance import Guidance
-from shortcut_tpu.runs.loading import Run, load_run, require_steps
-from shortcut_tpu.cli.console import say
 
 # The first pair's number as a sample: no evaluation reaches it, so a student is never scored on the
 # noises that it was trained on.

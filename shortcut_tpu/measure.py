@@ -24,11 +24,10 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from shortcut_tpu.cli import command
-from shortcut_tpu.pod import compile_cache
-from shortcut_tpu.pod import distributed
-from shortcut_tpu.compiled.analysis import Candidate, examine_compiled
 from shortcut_tpu.cli.console import say
+from shortcut_tpu.compiled.analysis import Candidate, examine_compiled
 from shortcut_tpu.observability.speed import utilisation
+from shortcut_tpu.pod import compile_cache, distributed
 from shortcut_tpu.pod.topologies import Topology
 
 GIB = 2**30

@@ -40,13 +40,13 @@ from ml_collections import ConfigDict
 
 from data_pipeline.errors import UserError
 from shortcut_tpu.cli import command
-from shortcut_tpu.pod import compile_cache
 from shortcut_tpu.cli import config as config_lib
 from shortcut_tpu.compiled import whole_run
 from shortcut_tpu.compiled.analysis import PROGRAMS, analyse
 from shortcut_tpu.compiled.estimate import estimate_lines, explain_lines
 from shortcut_tpu.compiled.matrix import PODS, Row, markdown, matrix, read_rows
 from shortcut_tpu.compiled.search import best, named, search, seconds_a_row
+from shortcut_tpu.pod import compile_cache
 from shortcut_tpu.pod.topologies import Topology
 
 GIB = 2**30

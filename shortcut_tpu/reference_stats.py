@@ -25,7 +25,7 @@ from data_pipeline.images import RESIZES, Preprocessing
 from data_pipeline.progress import progress_bar
 from data_pipeline.sources import Columns, EncodedSource, Source, open_source
 from shortcut_tpu.cli import command
-from shortcut_tpu.pod import distributed
+from shortcut_tpu.cli.console import say
 from shortcut_tpu.evaluation.evaluator import open_reference
 from shortcut_tpu.evaluation.features import Features, load_features
 from shortcut_tpu.evaluation.images import (
@@ -39,7 +39,7 @@ from shortcut_tpu.evaluation.protocols import PROTOCOLS, get_protocol
 from shortcut_tpu.evaluation.reference import Reference, holds_statistics, save_reference
 from shortcut_tpu.evaluation.sample_files import SampleReader
 from shortcut_tpu.evaluation.sums import Sums
-from shortcut_tpu.cli.console import say
+from shortcut_tpu.pod import distributed
 
 _BATCH = 256
 # A file of statistics alone does not say; no distance but FD-pixel's depends on it.

@@ -18,12 +18,12 @@ from jax.experimental import multihost_utils
 
 from data_pipeline.errors import UserError
 from data_pipeline.loader import make_loader
+from shortcut_tpu.cli.console import say
+from shortcut_tpu.evaluation.periodic import PeriodicEvaluation
 from shortcut_tpu.pod import partitioning
 from shortcut_tpu.runs.checkpointing import Checkpoints
-from shortcut_tpu.evaluation.periodic import PeriodicEvaluation
-from shortcut_tpu.training.experiment import Experiment
 from shortcut_tpu.runs.loading import initial_state
-from shortcut_tpu.cli.console import say
+from shortcut_tpu.training.experiment import Experiment
 from shortcut_tpu.training.train_state import TrainState
 
 _STEPS = 3

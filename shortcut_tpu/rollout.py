@@ -19,11 +19,11 @@ from PIL import Image
 
 from data_pipeline.errors import UserError
 from shortcut_tpu.cli import command
-from shortcut_tpu.pod import distributed
-from shortcut_tpu.evaluation.rollouts import FIRST_EPISODE, Outcome, Rollouts
-from shortcut_tpu.runs.loading import load_run, require_steps
 from shortcut_tpu.cli.console import say
+from shortcut_tpu.evaluation.rollouts import FIRST_EPISODE, Outcome, Rollouts
 from shortcut_tpu.observability.trajectories import ways_figure
+from shortcut_tpu.pod import distributed
+from shortcut_tpu.runs.loading import load_run, require_steps
 
 # Of the picture: so many starts, from each of which the policy acts so often.
 _STARTS, _REPEATS = 3, 8

@@ -22,14 +22,14 @@ from PIL import Image
 
 from data_pipeline.errors import UserError
 from shortcut_tpu.cli import command
-from shortcut_tpu.pod import distributed
+from shortcut_tpu.cli.console import say
+from shortcut_tpu.cli.labels import label_names, parse_labels
 from shortcut_tpu.evaluation.generator import Generator, make_generator, unit_to_uint8
 from shortcut_tpu.evaluation.interpolation import InterpolatingGenerator
-from shortcut_tpu.cli.labels import label_names, parse_labels
-from shortcut_tpu.runs.loading import load_run, require_steps
 from shortcut_tpu.observability.charts import in_steps
-from shortcut_tpu.cli.console import say
 from shortcut_tpu.observability.sheets import sheet
+from shortcut_tpu.pod import distributed
+from shortcut_tpu.runs.loading import load_run, require_steps
 
 _BATCH = 256
 

@@ -16,38 +16,36 @@ from etils import epath
 import jax
 from ml_collections import ConfigDict
 
-from data_pipeline import staging
-from data_pipeline import exit_reason
+from data_pipeline import exit_reason, staging
 from data_pipeline.autoencoders import load_autoencoder
 from data_pipeline.errors import UserError
 from data_pipeline.loader import make_loader
 from data_pipeline.manifest import Manifest, row_shapes
 from data_pipeline.progress import counted, terminal_bars
 from shortcut_tpu.cli import command
-from shortcut_tpu.pod import compile_cache
-from shortcut_tpu.pod import distributed
-from shortcut_tpu.pod import partitioning
-from shortcut_tpu.runs import skipping
 from shortcut_tpu.cli import config as config_lib
-from shortcut_tpu.runs import workdir as workdir_lib
-from shortcut_tpu.runs.checkpointing import Checkpoints, still_waiting
+from shortcut_tpu.cli.console import duration, progress_line, say, where_things_are
 from shortcut_tpu.evaluation.inputs import require_named, require_readable
 from shortcut_tpu.evaluation.memory import require_host_memory
 from shortcut_tpu.evaluation.periodic import PeriodicEvaluation
-from shortcut_tpu.training.experiment import Experiment, needs_pairs, records_of
-from shortcut_tpu.runs.loading import initial_state
+from shortcut_tpu.evaluation.protocols import get_protocol
 from shortcut_tpu.observability import environment
 from shortcut_tpu.observability.clock import CHECKPOINT, EVALUATION, INPUT, RESTORE, Clock
-from shortcut_tpu.cli.console import duration, progress_line, say, where_things_are
 from shortcut_tpu.observability.goodput import Goodput
 from shortcut_tpu.observability.parameters import arrays, overview
 from shortcut_tpu.observability.profiling import Profiler, StepRange, step_marker
 from shortcut_tpu.observability.speed import Speed
 from shortcut_tpu.observability.watchdog import Watchdog
 from shortcut_tpu.observability.writers import concerned, make_writer
-from shortcut_tpu.runs.preemption import Preemption
-from shortcut_tpu.training.prefetch import Prefetch
+from shortcut_tpu.pod import compile_cache, distributed, partitioning
 from shortcut_tpu.rehearsal import by_default, rehearse
+from shortcut_tpu.runs import skipping
+from shortcut_tpu.runs import workdir as workdir_lib
+from shortcut_tpu.runs.checkpointing import Checkpoints, still_waiting
+from shortcut_tpu.runs.loading import initial_state
+from shortcut_tpu.runs.preemption import Preemption
+from shortcut_tpu.training.experiment import Experiment, needs_pairs, records_of
+from shortcut_tpu.training.prefetch import Prefetch
 from shortcut_tpu.training.train_state import TrainState
 
 
@@ -117,7 +115,12 @@ def _train(
     # ---------------------------------------------------------------- state, fresh or restored
     checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep, config)
     first_step = checkpoints.newest() or 0
-    writer = make_writer(workdir, config, experiment.abstract_state.params)
+    writer = make_writer(
+        workdir,
+        config,
+        experiment.abstract_state.params,
+        get_protocol(config.evaluation.protocol).distances,
+    )
     evaluation = PeriodicEvaluation(
         experiment, autoencoder, writer, workdir / "evaluations", bar, watchdog.alive
     )

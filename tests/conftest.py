@@ -16,7 +16,7 @@ import pytest
 from data_pipeline.autoencoders import load_autoencoder
 from data_pipeline.encode_latents import encode
 from data_pipeline.sources import open_source
-from shortcut_tpu import config as config_lib
+from shortcut_tpu.cli import config as config_lib
 
 
 @pytest.fixture(scope="session")

@@ -16,13 +16,13 @@ from array_record.python.array_record_module import ArrayRecordReader
 from etils import epath
 import numpy as np
 
+from data_pipeline.atomic_files import in_bucket
 from data_pipeline.errors import UserError
 from data_pipeline.sources.base import MAX_LABEL, UNLABELED, EncodedImage, digest_of, expand
 from data_pipeline.sources.class_order import numbered, read_class_list
 from data_pipeline.sources.columns import IMAGES, LABELS, USUAL, Columns, pick
 from data_pipeline.sources.tf_example import parse_example
 from data_pipeline.system_errors import raise_if_system, reason
-from data_pipeline.whole_files import in_bucket
 
 _IMAGES_IN_DIGEST = 256  # Evenly spread.
 _LOOKED_AT = 16  # Records of each file, for the names of their features.

@@ -13,9 +13,9 @@ import zipfile
 from etils import epath
 import numpy as np
 
+from data_pipeline.atomic_files import failures
 from data_pipeline.errors import UserError
 from data_pipeline.system_errors import raise_if_system
-from data_pipeline.whole_files import failures
 
 
 class ArraySource:

@@ -18,10 +18,10 @@ from typing import Any, Protocol, runtime_checkable
 from etils import epath
 import numpy as np
 
+from data_pipeline.atomic_files import failures, in_bucket
 from data_pipeline.errors import UserError
 from data_pipeline.sources.class_order import refuse_mixed_splits
 from data_pipeline.system_errors import unreadable
-from data_pipeline.whole_files import failures, in_bucket
 
 UNLABELED = "unlabeled"  # The one class of images that have none.
 

@@ -14,9 +14,9 @@ import re
 from etils import epath
 import numpy as np
 
+from data_pipeline.atomic_files import failures
 from data_pipeline.errors import UserError
 from data_pipeline.system_errors import reason
-from data_pipeline.whole_files import failures
 
 CLASS_LISTS = ("classes.txt", "label.labels.txt")
 _NUMBERED = re.compile(r"(.*?)(\d+)")

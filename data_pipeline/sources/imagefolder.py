@@ -20,13 +20,13 @@ import unicodedata
 from etils import epath
 import numpy as np
 
+from data_pipeline.atomic_files import failures, in_bucket
 from data_pipeline.errors import UserError
 from data_pipeline.images import SUFFIXES
 from data_pipeline.sources.base import UNLABELED, EncodedImage, digest_of
 from data_pipeline.sources.class_order import CLASS_LISTS, is_split, ordered, read_class_list
 from data_pipeline.sources.label_lists import read_labels
 from data_pipeline.system_errors import reason, unreadable
-from data_pipeline.whole_files import failures, in_bucket
 
 _LABELS = ("labels.txt", "labels.csv")
 

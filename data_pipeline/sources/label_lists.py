@@ -18,9 +18,9 @@ import unicodedata
 
 from etils import epath
 
+from data_pipeline.atomic_files import failures
 from data_pipeline.errors import UserError
 from data_pipeline.system_errors import unreadable
-from data_pipeline.whole_files import failures
 
 _SEPARATORS = ("\t", ",", ";")
 _BLANK = " "

@@ -17,13 +17,13 @@ from typing import IO, Any
 from etils import epath
 import numpy as np
 
+from data_pipeline.atomic_files import failures
 from data_pipeline.errors import UserError
 from data_pipeline.images import SUFFIXES
 from data_pipeline.sources.base import MAX_LABEL, UNLABELED, EncodedImage, digest_of, expand
 from data_pipeline.sources.class_order import numbered, read_class_list
 from data_pipeline.sources.columns import LABELS, USUAL, Columns, pick
 from data_pipeline.system_errors import reason, unreadable
-from data_pipeline.whole_files import failures
 
 _BLOCK = 512
 _MAX_LABEL_BYTES = 1 << 20

@@ -22,7 +22,7 @@ import yaml
 from data_pipeline.errors import UserError
 from launch import jobs
 from launch.gke.jobset import Run, render, xpk_command
-from shortcut_tpu import command
+from shortcut_tpu.cli import command
 
 _NAME = r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?"
 

@@ -14,9 +14,9 @@ import dataclasses
 import shlex
 from typing import Any
 
-from data_pipeline import outcome
+from data_pipeline import exit_reason
 from data_pipeline.errors import UserError
-from shortcut_tpu.topologies import Topology
+from shortcut_tpu.pod.topologies import Topology
 
 _ACCELERATORS = {
     "v4": "tpu-v4-podslice",
@@ -114,7 +114,7 @@ def render(run: Run) -> dict[str, Any]:
                     "onExitCodes": {
                         "containerName": _CONTAINER,
                         "operator": "In",
-                        "values": [outcome.REFUSED_STATUS],
+                        "values": [exit_reason.REFUSED_STATUS],
                     },
                 },
                 {
@@ -172,7 +172,7 @@ def xpk_command(
         f"--num-slices={run.slices}",
         f"--docker-image={run.image}",
         f"--max-restarts={run.max_restarts}",
-        f"--restart-on-exit-codes={outcome.GAVE_UP_STATUS}",
+        f"--restart-on-exit-codes={exit_reason.GAVE_UP_STATUS}",
         f"--termination-grace-period-seconds={run.grace_seconds}",
         f"--command={shlex.join(run.command)}",
     ]

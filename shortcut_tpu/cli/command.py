@@ -13,22 +13,21 @@ from collections.abc import Callable, Sequence
 import json
 import os
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from configs import recipes
 from configs.limits import Whole
+from data_pipeline.atomic_files import require_place
 from data_pipeline.command_line import expand_home, parse_flags, required
 from data_pipeline.errors import UserError, exit_on_user_error
-from data_pipeline.atomic_files import require_place
 from shortcut_tpu.cli import config as config_lib
-from shortcut_tpu.training import schema
+from shortcut_tpu.cli import schema
 from shortcut_tpu.sampling.guidance import Guidance
 
 __all__ = [
-    "checked",
     "config",
     "config_for",
     "config_path",
@@ -44,8 +43,6 @@ __all__ = [
     "write_json",
 ]
 
-T = TypeVar("T")
-
 
 def run(main: Callable[[], None], define_flags: Callable[[], None]) -> None:
     """Parses the flags and runs `main`; errors a user can cause end in one line and status 1.
@@ -57,7 +54,7 @@ def run(main: Callable[[], None], define_flags: Callable[[], None]) -> None:
     def guarded(arguments: Sequence[str]) -> None:
         if len(arguments) > 1:
             raise UserError(f"unexpected argument {arguments[1]!r}; flags look like --name=value")
-        # Orbax and CLU tell the log everything they do; people have `observability.console`.
+        # Orbax and CLU tell the log everything they do; people have `cli.console`.
         logging.set_verbosity(logging.WARNING)
         main()
 
@@ -167,14 +164,6 @@ def integers(name: str) -> tuple[int, ...]:
     if not numbers or not all(map(Whole(1).admits, numbers)):
         raise UserError(f"--{name}={text}: not positive whole numbers like 1,2,4")
     return numbers
-
-
-def checked(make: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-    """Calls `make`; a ValueError about a value of the config becomes a UserError."""
-    try:
-        return make(*args, **kwargs)
-    except ValueError as error:
-        raise UserError(str(error)) from None
 
 
 def require_places() -> None:

@@ -24,9 +24,9 @@ from ml_collections import ConfigDict
 import configs
 from configs import common, recipes
 from configs.limits import Limit, Named
+from data_pipeline.atomic_files import write_text
 from data_pipeline.command_line import expand_home
 from data_pipeline.errors import UserError
-from data_pipeline.atomic_files import write_text
 
 CONFIG_FILE = "config.json"
 _LIMITS = common.get_limits()

@@ -24,7 +24,6 @@ from data_pipeline.autoencoders.kl_config import KLConfig
 from data_pipeline.autoencoders.tiny import VARIANTS
 from data_pipeline.manifest import FILE_NAME as MANIFEST
 from data_pipeline.manifest import Manifest, demonstration_fields, pair_fields, row_shapes
-from shortcut_tpu.pod import partitioning
 from shortcut_tpu.compiled.collectives import Collective, collectives
 from shortcut_tpu.compiled.cost import executed_flops, hbm_bytes
 from shortcut_tpu.compiled.cycles import operations
@@ -33,13 +32,14 @@ from shortcut_tpu.compiled.hlo import Program
 from shortcut_tpu.compiled.required import required_bytes
 from shortcut_tpu.compiled.roofline import Roofline
 from shortcut_tpu.evaluation.generator import make_generator
+from shortcut_tpu.pod import partitioning
+from shortcut_tpu.pod.topologies import Topology
 from shortcut_tpu.training.experiment import Experiment, latent_shape, needs_pairs
 from shortcut_tpu.training.flops import count_flops, kernel_flops, layer_passes
-from shortcut_tpu.pod.topologies import Topology
 
 PROGRAMS = ("train", "sample", "forward")
 # What makes figures of a compiled program, beside this package.
-_READERS = ("flops.py", "topologies.py")
+_READERS = ("training/flops.py", "pod/topologies.py")
 
 
 def batch_fields(config: ConfigDict) -> dict[str, tuple[Any, tuple[int, ...]]]:

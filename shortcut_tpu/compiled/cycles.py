@@ -16,8 +16,8 @@ from typing import Any
 from shortcut_tpu.compiled.cost import kernel_cost, product_flops
 from shortcut_tpu.compiled.hlo import Computation, Instruction, Program
 from shortcut_tpu.compiled.sources import Frame
-from shortcut_tpu.training.flops import Kernel
 from shortcut_tpu.pod.topologies import Chip
+from shortcut_tpu.training.flops import Kernel
 
 PRODUCTS, ATTENTION, NORMS, STACKS = "products", "attention", "norms and modulation", "stacks"
 OPTIMIZER, COPIES, KERNELS, REST = "optimizer and averages", "copies", "kernels", "rest"

@@ -26,15 +26,15 @@ from data_pipeline.errors import UserError
 from data_pipeline.manifest import FILE_NAME as MANIFEST
 from data_pipeline.manifest import Manifest
 from data_pipeline.staging import MEMORY
-from shortcut_tpu.pod import partitioning
 from shortcut_tpu.compiled.analysis import Candidate, batch_fields, bytes_per_chip, examine
 from shortcut_tpu.compiled.counted import count
 from shortcut_tpu.evaluation.features import Features, abstract_features
 from shortcut_tpu.evaluation.generator import make_generator
 from shortcut_tpu.evaluation.memory import config_bytes, require_host_memory
 from shortcut_tpu.evaluation.protocols import get_protocol
-from shortcut_tpu.training.experiment import Experiment, records_of
+from shortcut_tpu.pod import partitioning
 from shortcut_tpu.pod.topologies import Topology
+from shortcut_tpu.training.experiment import Experiment, records_of
 
 GIB = 2**30
 # Linux gives a file system in memory half of it, unless it is told otherwise.

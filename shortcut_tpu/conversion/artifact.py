@@ -25,8 +25,8 @@ import numpy as np
 from data_pipeline.errors import UserError
 from shortcut_tpu.conversion.tensors import card, named, nested, write
 from shortcut_tpu.evaluation.generator import Generator
-from shortcut_tpu.sampling.guidance import Guidance
 from shortcut_tpu.runs.loading import Run
+from shortcut_tpu.sampling.guidance import Guidance
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 _SEPARATOR = "/"

@@ -17,6 +17,7 @@ import numpy as np
 
 from data_pipeline.autoencoders.weights import fitted
 from data_pipeline.errors import UserError
+from data_pipeline.pickles import read_pickle
 from shortcut_tpu.conversion.foreign import (
     Layer,
     Tensors,
@@ -28,7 +29,6 @@ from shortcut_tpu.conversion.foreign import (
 from shortcut_tpu.models import DiT, Params
 from shortcut_tpu.models.dit import DiTConfig
 from shortcut_tpu.models.embeddings import SINUSOID_CHANNELS
-from data_pipeline.pickles import read_pickle
 
 # Heads of the published networks by width and depth, and the side of their latents: positions are
 # computed and not stored, so no tensor's shape tells either.

@@ -13,12 +13,12 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from data_pipeline.errors import UserError
-from shortcut_tpu.runs import checksums
 from shortcut_tpu.cli import config as config_lib
+from shortcut_tpu.models import Params
+from shortcut_tpu.runs import checksums
 from shortcut_tpu.runs import workdir as workdir_lib
 from shortcut_tpu.runs.checkpointing import Checkpoints
 from shortcut_tpu.training.experiment import Experiment
-from shortcut_tpu.models import Params
 from shortcut_tpu.training.train_state import TrainState
 
 

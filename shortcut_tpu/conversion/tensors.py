@@ -22,9 +22,9 @@ import safetensors.numpy
 from data_pipeline.autoencoders.weights import fitted, read_safetensors
 from data_pipeline.errors import UserError
 from data_pipeline.system_errors import unreadable
-from shortcut_tpu.training.experiment import Experiment
-from shortcut_tpu.runs.loading import Run
 from shortcut_tpu.models import Params
+from shortcut_tpu.runs.loading import Run
+from shortcut_tpu.training.experiment import Experiment
 
 FORMAT = "shortcut_tpu-weights-1"
 

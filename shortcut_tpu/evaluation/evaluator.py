@@ -18,8 +18,6 @@ import numpy as np
 from data_pipeline import staging
 from data_pipeline.autoencoders import Autoencoder
 from data_pipeline.errors import UserError
-from shortcut_tpu.pod import partitioning
-from shortcut_tpu.pod.distributed import from_first
 from shortcut_tpu.evaluation.features import POOL, Features, load_features
 from shortcut_tpu.evaluation.generator import Generator
 from shortcut_tpu.evaluation.images import as_reference, record_sums, sample_sums
@@ -30,6 +28,8 @@ from shortcut_tpu.evaluation.rows import Pending, ahead
 from shortcut_tpu.evaluation.sample_files import SampleWriter
 from shortcut_tpu.evaluation.sums import Sums, distances
 from shortcut_tpu.evaluation.unfinished import Unfinished
+from shortcut_tpu.pod import partitioning
+from shortcut_tpu.pod.distributed import from_first
 from shortcut_tpu.sampling.guidance import Guidance
 
 IMAGES = "images"

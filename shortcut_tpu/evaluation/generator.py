@@ -20,11 +20,11 @@ import numpy as np
 
 from data_pipeline.autoencoders import Autoencoder
 from data_pipeline.errors import UserError
+from shortcut_tpu.evaluation.rows import Pending, replicate, submit
 from shortcut_tpu.pod import partitioning
 from shortcut_tpu.sampling import samplers
-from shortcut_tpu.evaluation.rows import Pending, replicate, submit
-from shortcut_tpu.training.experiment import Experiment
 from shortcut_tpu.sampling.guidance import NO_GUIDANCE, Guidance
+from shortcut_tpu.training.experiment import Experiment
 
 # Folded into the seed's key in place of a step that no run reaches.
 _SAMPLING_STREAM = 2**32 - 1

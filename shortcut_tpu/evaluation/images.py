@@ -19,13 +19,13 @@ import numpy as np
 
 from data_pipeline.autoencoders import Autoencoder
 from data_pipeline.records import LatentReader
-from shortcut_tpu.pod import partitioning
-from shortcut_tpu.pod.distributed import from_first
 from shortcut_tpu.evaluation.features import POOL, SPATIAL, Features
 from shortcut_tpu.evaluation.reference import Reference
 from shortcut_tpu.evaluation.rows import ahead, replicate, submit
 from shortcut_tpu.evaluation.sample_files import SampleReader
 from shortcut_tpu.evaluation.sums import Sums
+from shortcut_tpu.pod import partitioning
+from shortcut_tpu.pod.distributed import from_first
 
 # Of larger sets so many images' vectors are kept, as ADM's references have images.
 VECTORS = 10_000

@@ -23,10 +23,10 @@ import numpy as np
 
 from data_pipeline.autoencoders.weights import fitted, sha256
 from data_pipeline.errors import UserError
+from data_pipeline.pickles import read_pickle
 from data_pipeline.system_errors import unreadable
 from data_pipeline.torch_archive import read_torch_archive
 from shortcut_tpu.evaluation import inception
-from data_pipeline.pickles import read_pickle
 
 # SHA-256 of files whose digest several public repositories state.
 KNOWN = {

@@ -12,15 +12,15 @@ import numpy as np
 
 from data_pipeline.autoencoders import Autoencoder
 from data_pipeline.progress import Bar, unseen
+from shortcut_tpu.cli.console import say
+from shortcut_tpu.cli.labels import label_names
 from shortcut_tpu.evaluation.evaluator import Evaluator, make_evaluator, table
 from shortcut_tpu.evaluation.generator import Generator, make_generator, unit_to_uint8
 from shortcut_tpu.evaluation.labels import balanced_labels
-from shortcut_tpu.training.experiment import Experiment
-from shortcut_tpu.cli.labels import label_names
 from shortcut_tpu.observability import sheets
 from shortcut_tpu.observability.charts import in_steps
-from shortcut_tpu.cli.console import say
 from shortcut_tpu.observability.writers import Writer
+from shortcut_tpu.training.experiment import Experiment
 
 _SHEET_COLUMNS = 10
 

@@ -19,12 +19,12 @@ import numpy as np
 
 from data_pipeline.errors import UserError
 from data_pipeline.tasks import load_task
-from shortcut_tpu.pod import partitioning
-from shortcut_tpu.sampling import samplers
 from shortcut_tpu.evaluation.generator import sample_keys
 from shortcut_tpu.evaluation.rows import submit
-from shortcut_tpu.training.experiment import Experiment
+from shortcut_tpu.pod import partitioning
+from shortcut_tpu.sampling import samplers
 from shortcut_tpu.sampling.guidance import Guidance
+from shortcut_tpu.training.experiment import Experiment
 
 # The first episode's number: no demonstration starts where one does.
 FIRST_EPISODE = 2**31

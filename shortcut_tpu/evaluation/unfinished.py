@@ -17,10 +17,10 @@ from typing import Any
 
 from etils import epath
 
-from data_pipeline.system_errors import raise_if_system
 from data_pipeline.atomic_files import failures
-from shortcut_tpu.evaluation.sums import Sums
+from data_pipeline.system_errors import raise_if_system
 from shortcut_tpu.cli.console import say
+from shortcut_tpu.evaluation.sums import Sums
 
 
 class Unfinished:

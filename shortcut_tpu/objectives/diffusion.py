@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from shortcut_tpu.sampling import samplers
 from shortcut_tpu.objectives import base
+from shortcut_tpu.sampling import samplers
 
 
 @dataclasses.dataclass(frozen=True)

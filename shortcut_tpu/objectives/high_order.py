@@ -6,9 +6,9 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from shortcut_tpu.sampling import samplers
 from shortcut_tpu.objectives import base, rows
 from shortcut_tpu.objectives.shortcut import losses_by_level, rotating_grids, step_size
+from shortcut_tpu.sampling import samplers
 
 # The variance-preserving path's noise rate rises by 19.9 from 0.1 at the data.
 _VP_SLOPE, _VP_OFFSET = 19.9, 0.1

@@ -6,8 +6,8 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from shortcut_tpu.sampling import samplers
 from shortcut_tpu.objectives import base, mean_velocity, rows, told_guidance
+from shortcut_tpu.sampling import samplers
 
 Conditions = dict[str, jax.Array]
 

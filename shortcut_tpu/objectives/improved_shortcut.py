@@ -6,9 +6,9 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from shortcut_tpu.sampling import samplers
 from shortcut_tpu.objectives import base, rows, told_guidance
 from shortcut_tpu.objectives.shortcut import losses_by_level, rotating_grids, step_size
+from shortcut_tpu.sampling import samplers
 
 
 @dataclasses.dataclass(frozen=True)

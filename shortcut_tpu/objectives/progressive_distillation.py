@@ -6,8 +6,8 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from shortcut_tpu.sampling import samplers
 from shortcut_tpu.objectives import base, rows
+from shortcut_tpu.sampling import samplers
 
 
 @dataclasses.dataclass(frozen=True)

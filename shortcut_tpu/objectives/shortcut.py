@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from shortcut_tpu.sampling import samplers
 from shortcut_tpu.objectives import base
 from shortcut_tpu.objectives.rows import append, detach, put, take
+from shortcut_tpu.sampling import samplers
 
 
 @dataclasses.dataclass(frozen=True)

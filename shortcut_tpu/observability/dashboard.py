@@ -5,7 +5,7 @@ Usage:
   writer.write_summaries(0, {TAG: layout}, metadata={TAG: metadata})
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 import json
 from typing import Any
 
@@ -13,7 +13,6 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from shortcut_tpu.cli.config import leaves
-from shortcut_tpu.evaluation.protocols import get_protocol
 from shortcut_tpu.models import NETWORKS
 from shortcut_tpu.objectives import OBJECTIVES
 
@@ -61,14 +60,13 @@ def telling(config: ConfigDict) -> dict[str, object]:
     return {key: value for key, value in leaves(config) if not key.startswith(silent)}
 
 
-def charts(protocol: str) -> Iterator[tuple[str, dict[str, str]]]:
+def charts(distances: Iterable[str]) -> Iterator[tuple[str, dict[str, str]]]:
     """Sections of charts; each chart has a title and a regular expression of its tags."""
-    distances = get_protocol(protocol).distances
     yield "Evaluation", {f"{d} by sampling steps": rf"eval/{d}@\d+" for d in distances}
     yield from CHARTS.items()
 
 
-def layout(protocol: str) -> tuple[str, Any, Any]:
+def layout(distances: Iterable[str]) -> tuple[str, Any, Any]:
     """The tag, value and metadata of the summary that lays out the tab of custom scalars."""
     # TensorBoard takes seconds to import.
     from tensorboard.plugins.custom_scalar import layout_pb2, metadata
@@ -85,7 +83,7 @@ def layout(protocol: str) -> tuple[str, Any, Any]:
                 for title, tags in found.items()
             ],
         )
-        for section, found in charts(protocol)
+        for section, found in charts(distances)
     ]
     content = layout_pb2.Layout(category=categories).SerializeToString()
     # CLU's logger asks for a shape.

@@ -18,8 +18,8 @@ from typing import Any
 from etils import epath
 import jax
 
-from data_pipeline.errors import UserError
 from data_pipeline.atomic_files import failures
+from data_pipeline.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,10 +14,10 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
-from shortcut_tpu.runs import checksums
 from shortcut_tpu.cli import config as config_lib
 from shortcut_tpu.observability import environment
 from shortcut_tpu.observability.events import Record, read_events
+from shortcut_tpu.runs import checksums
 
 # What `evaluate --json` wrote, where the rehearsed pod keeps it.
 SCORES = "distances.json"

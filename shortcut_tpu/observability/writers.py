@@ -1,6 +1,6 @@
 """CLU metric writers: TensorBoard from the first host, nothing from the others."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 import json
 import math
 from typing import Any, Protocol, SupportsFloat
@@ -45,7 +45,9 @@ class _Silent:
         pass
 
 
-def make_writer(workdir: epath.Path, config: ConfigDict, params: Any) -> Writer:
+def make_writer(
+    workdir: epath.Path, config: ConfigDict, params: Any, distances: Iterable[str]
+) -> Writer:
     """A writer into `workdir`; it must be closed.
 
     It begins with the config and a table of the parameters as text, the hyperparameters, and the
@@ -53,6 +55,7 @@ def make_writer(workdir: epath.Path, config: ConfigDict, params: Any) -> Writer:
 
     Args:
       params: the parameters or their shapes.
+      distances: those that evaluations of the run will log, the main one first.
     """
     if jax.process_index() != 0:
         return _Silent()
@@ -65,7 +68,7 @@ def make_writer(workdir: epath.Path, config: ConfigDict, params: Any) -> Writer:
     indented = "\n".join(f"    {line}" for line in text.splitlines())
     writer.write_texts(0, {"config": indented, "parameters": markdown(arrays(params))})
     writer.write_hparams(dashboard.hyperparameters(config))
-    tag, value, metadata = dashboard.layout(config.evaluation.protocol)
+    tag, value, metadata = dashboard.layout(distances)
     writer.write_summaries(0, {tag: value}, metadata={tag: metadata})
     return writer
 

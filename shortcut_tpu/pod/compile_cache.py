@@ -7,8 +7,8 @@ Usage:
 from etils import epath
 import jax
 
-from data_pipeline.errors import UserError
 from data_pipeline.atomic_files import failures
+from data_pipeline.errors import UserError
 
 
 def enable(folder: str) -> None:

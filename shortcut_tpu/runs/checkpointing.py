@@ -25,10 +25,10 @@ from ml_collections import ConfigDict
 import numpy as np
 import orbax.checkpoint as ocp
 
-from data_pipeline.errors import UserError
 from data_pipeline.atomic_files import in_bucket
-from shortcut_tpu.runs import checksums
+from data_pipeline.errors import UserError
 from shortcut_tpu.pod import distributed
+from shortcut_tpu.runs import checksums
 
 _NONE, _ALL_DAMAGED = -1, -2
 

@@ -20,8 +20,8 @@ from typing import Any
 
 from etils import epath
 
-from data_pipeline.system_errors import raise_if_system, unreadable
 from data_pipeline.atomic_files import failures, file_sha256, write_text
+from data_pipeline.system_errors import raise_if_system, unreadable
 
 _CHECKSUMS = "checksums"
 _DAMAGED = "damaged"

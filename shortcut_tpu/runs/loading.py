@@ -16,10 +16,10 @@ import jax.numpy as jnp
 from data_pipeline.autoencoders import Autoencoder, load_autoencoder
 from data_pipeline.errors import UserError
 from shortcut_tpu.cli import config as config_lib
+from shortcut_tpu.cli.console import say
+from shortcut_tpu.objectives import Objective
 from shortcut_tpu.runs.checkpointing import Checkpoints
 from shortcut_tpu.training.experiment import Experiment
-from shortcut_tpu.objectives import Objective
-from shortcut_tpu.cli.console import say
 from shortcut_tpu.training.train_state import TrainState
 
 

@@ -13,9 +13,9 @@ from ml_collections import ConfigDict
 
 from data_pipeline.errors import UserError
 from data_pipeline.loader import record_indices
-from shortcut_tpu.runs.checkpointing import Checkpoints
-from shortcut_tpu.objectives import Metrics
 from shortcut_tpu.cli.console import say
+from shortcut_tpu.objectives import Metrics
+from shortcut_tpu.runs.checkpointing import Checkpoints
 from shortcut_tpu.training.train_state import TrainState
 
 _SHOWN = 8

@@ -14,10 +14,9 @@ import uuid
 from etils import epath
 from ml_collections import ConfigDict
 
-from data_pipeline import locks
-from data_pipeline import exit_reason
-from data_pipeline.errors import UserError
+from data_pipeline import exit_reason, locks
 from data_pipeline.atomic_files import in_bucket
+from data_pipeline.errors import UserError
 from shortcut_tpu.cli import config as config_lib
 from shortcut_tpu.pod import distributed
 from shortcut_tpu.runs.lease import Lease

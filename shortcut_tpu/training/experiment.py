@@ -20,13 +20,12 @@ from ml_collections import ConfigDict
 import optax
 
 from data_pipeline.errors import UserError
-from shortcut_tpu.pod import partitioning
-from shortcut_tpu.cli.command import checked
-from shortcut_tpu.training.flops import count_flops
 from shortcut_tpu.models import Model
 from shortcut_tpu.models.placement import placed
 from shortcut_tpu.objectives import Objective, make_objective
 from shortcut_tpu.objectives.base import TEACHER
+from shortcut_tpu.pod import partitioning
+from shortcut_tpu.training.flops import count_flops
 from shortcut_tpu.training.optimizers import make_schedule
 from shortcut_tpu.training.parts import make_parts
 from shortcut_tpu.training.train_state import TrainState, ema_distances
@@ -42,7 +41,10 @@ def needs_pairs(config: ConfigDict) -> bool:
     Raises:
       UserError: it names no objective.
     """
-    return checked(make_objective, config.objective.to_dict()).needs_pairs
+    try:
+        return make_objective(config.objective.to_dict()).needs_pairs
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def records_of(config: ConfigDict) -> str:

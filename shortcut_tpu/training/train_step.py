@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from shortcut_tpu.training.latents import sample_latents
 from shortcut_tpu.models import Model
 from shortcut_tpu.objectives import Inputs, Metrics, Objective
+from shortcut_tpu.training.latents import sample_latents
 from shortcut_tpu.training.train_state import TrainState, update_emas
 
 Batch = dict[str, jax.Array]

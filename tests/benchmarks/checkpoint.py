@@ -4,8 +4,8 @@ import time
 
 import jax
 
-from shortcut_tpu.checkpoints import Checkpoints
-from shortcut_tpu.experiment import Experiment
+from shortcut_tpu.runs.checkpointing import Checkpoints
+from shortcut_tpu.training.experiment import Experiment
 from tests.benchmarks.comparison import Bar, Comparison, Options
 from tests.benchmarks.small import small_config
 

@@ -2,7 +2,7 @@
 
 import jax
 
-from shortcut_tpu.experiment import Experiment
+from shortcut_tpu.training.experiment import Experiment
 from tests.benchmarks.comparison import Bar, Comparison, Options, in_turns, seconds
 from tests.benchmarks.small import abstract_batch, small_config
 

@@ -19,7 +19,7 @@ from jax.sharding import SingleDeviceSharding
 from shortcut_tpu import preflight  # noqa: F401
 from shortcut_tpu.compiled.cycles import operations
 from shortcut_tpu.compiled.hlo import Program
-from shortcut_tpu.topologies import Chip, Topology
+from shortcut_tpu.pod.topologies import Chip, Topology
 from tests.benchmarks.comparison import Bar, Comparison, Options, Skipped
 
 PODS = ("v5e-4", "v6e-4", "v5p-8", "v4-8")

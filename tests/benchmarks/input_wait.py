@@ -8,7 +8,7 @@ from etils import epath
 from data_pipeline import encode_latents
 from data_pipeline.autoencoders import load_autoencoder
 from data_pipeline.sources import open_source
-from shortcut_tpu import config as config_lib
+from shortcut_tpu.cli import config as config_lib
 from shortcut_tpu.observability.events import read_events
 from shortcut_tpu.train import train
 from tests.benchmarks.comparison import Bar, Comparison, Options

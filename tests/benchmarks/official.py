@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 import optax
 
-from shortcut_tpu.flops import count_flops
+from shortcut_tpu.training.flops import count_flops
 from tests.benchmarks.comparison import Bar, Comparison, Options, Skipped, in_turns
 from tests.benchmarks.small import Run, abstract_batch, random_batch, small_config
 

@@ -14,14 +14,13 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 import numpy as np
 
-from shortcut_tpu import config as config_lib
-
 # Imported for the environment that the compiler needs.
 from shortcut_tpu import preflight  # noqa: F401
+from shortcut_tpu.cli import config as config_lib
 from shortcut_tpu.compiled.analysis import analyse
 from shortcut_tpu.compiled.cycles import Operation, operations
 from shortcut_tpu.compiled.hlo import Program
-from shortcut_tpu.topologies import Topology
+from shortcut_tpu.pod.topologies import Topology
 from tests.benchmarks.comparison import Bar, Comparison, Options, Skipped
 from tests.benchmarks.official import SHARE, Official, quiet
 

@@ -23,7 +23,7 @@ from absl import flags
 
 from data_pipeline.errors import UserError
 from launch.local_pod import host_environment
-from shortcut_tpu import command
+from shortcut_tpu.cli import command
 from tests.benchmarks.comparison import Comparison, Options, Skipped, table
 
 # The `official` ones come last, for modules of the clone have names like `model` and `utils`.

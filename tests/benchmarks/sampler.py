@@ -9,7 +9,7 @@ import numpy as np
 
 from data_pipeline.autoencoders import load_autoencoder
 from shortcut_tpu.evaluation.generator import make_generator
-from shortcut_tpu.experiment import Experiment
+from shortcut_tpu.training.experiment import Experiment
 from tests.benchmarks.comparison import Bar, Comparison, Options, in_turns, seconds
 from tests.benchmarks.small import random_batch, small_config
 

@@ -13,9 +13,9 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from shortcut_tpu import config as config_lib
-from shortcut_tpu import partitioning
-from shortcut_tpu.experiment import Experiment
+from shortcut_tpu.cli import config as config_lib
+from shortcut_tpu.pod import partitioning
+from shortcut_tpu.training.experiment import Experiment
 
 
 def small_config(objective: str = "shortcut", **model: Any) -> ConfigDict:

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from shortcut_tpu import config as config_lib
+from shortcut_tpu.cli import config as config_lib
 from shortcut_tpu.observability import environment, sheets
 from shortcut_tpu.observability.page import page
 from shortcut_tpu.observability.summary import SCORES, read_summary
@@ -50,7 +50,7 @@ def make_run(workdir, objective):
     environment.record(workdir, 40)
     params = {"blocks": {"kernel": jax.ShapeDtypeStruct((2, 3, 4), np.float32)}}
     random = np.random.default_rng(0)
-    writer = make_writer(workdir, config, params)
+    writer = make_writer(workdir, config, params, ["fid"])
     for step in (20, 40, 60):
         scalars = {f"train/{name}": 1 / step for name in ("loss", "loss_flow", "loss_level_0")}
         scalars |= {f"eval/fd_pixel@{n}": 50 / step + 1 / n for n in STEPS}

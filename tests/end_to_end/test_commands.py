@@ -121,7 +121,7 @@ def test_tensorboard_has_curves_samples_and_the_config(job):
     }
     assert expected <= tags
     # No chart of the custom scalars is empty.
-    for _, found in charts("fd_pixel"):
+    for _, found in charts(["fd_pixel"]):
         for title, pattern in found.items():
             assert any(re.fullmatch(pattern, tag) for tag in tags), title
 

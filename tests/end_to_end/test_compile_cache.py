@@ -12,7 +12,7 @@ from tests.launch.fake_bucket import FakeBucket
 CODE = """
 import collections, json, jax, jax.numpy as jnp
 from data_pipeline.errors import UserError
-from shortcut_tpu import compile_cache
+from shortcut_tpu.pod import compile_cache
 events = collections.Counter()
 jax.monitoring.register_event_listener(lambda name, **_: events.update([name.split("/")[-1]]))
 try:

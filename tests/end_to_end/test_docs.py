@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from configs import common
-from shortcut_tpu import config as config_lib
+from shortcut_tpu.cli import config as config_lib
 from tests.end_to_end.documented import (
     COMMANDS,
     PAGES,

@@ -131,8 +131,8 @@ def test_meshes_can_be_laid_over_the_torus(pod, shape):
     """Also where an axis of the torus must be split between two axes of the mesh."""
     code = (
         "import shortcut_tpu.preflight\n"
-        "from shortcut_tpu.partitioning import make_mesh\n"
-        "from shortcut_tpu.topologies import Topology\n"
+        "from shortcut_tpu.pod.partitioning import make_mesh\n"
+        "from shortcut_tpu.pod.topologies import Topology\n"
         f"print(make_mesh({shape}, Topology.parse({pod!r}).devices()).devices.shape)"
     )
     done = subprocess.run(
@@ -148,7 +148,7 @@ from jax.experimental.layout import Format, Layout
 from jax.sharding import SingleDeviceSharding
 from shortcut_tpu.compiled.cycles import STACKS, operations
 from shortcut_tpu.compiled.hlo import Program
-from shortcut_tpu.topologies import Topology
+from shortcut_tpu.pod.topologies import Topology
 
 topology = Topology.parse("v5e-4")
 one = SingleDeviceSharding(topology.devices()[0])

@@ -11,11 +11,11 @@ from etils import epath
 import jax
 import numpy as np
 
-from shortcut_tpu import config as config_lib
-from shortcut_tpu.checkpoints import Checkpoints
-from shortcut_tpu.experiment import Experiment
+from shortcut_tpu.cli import config as config_lib
 from shortcut_tpu.observability import goodput
 from shortcut_tpu.observability.clock import STEP
+from shortcut_tpu.runs.checkpointing import Checkpoints
+from shortcut_tpu.training.experiment import Experiment
 from tests.multihost import pods
 
 OVERRIDES = (

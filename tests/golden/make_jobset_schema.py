@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from launch.gke.jobset import Run, render
-from shortcut_tpu.topologies import Topology
+from shortcut_tpu.pod.topologies import Topology
 
 KEYWORDS = ("type", "enum", "format", "minimum", "maximum", "pattern", "maxLength", "minLength")
 

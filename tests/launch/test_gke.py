@@ -11,9 +11,9 @@ import jsonschema
 import pytest
 import yaml
 
-from data_pipeline import outcome
+from data_pipeline import exit_reason
 from launch.gke.jobset import Run, render
-from shortcut_tpu.topologies import Topology
+from shortcut_tpu.pod.topologies import Topology
 
 ROOT = Path(__file__).parents[2]
 RUN = (
@@ -96,8 +96,8 @@ def test_the_xpk_command_runs_the_same():
     }
     # XPK's own rule, of its documentation: it starts again what ends with one of these.
     again = {42, *range(127, 256), int(given["restart-on-exit-codes"])}
-    assert {outcome.GAVE_UP_STATUS, outcome.STOPPED_STATUS, 128 + 9} <= again
-    assert outcome.REFUSED_STATUS not in again
+    assert {exit_reason.GAVE_UP_STATUS, exit_reason.STOPPED_STATUS, 128 + 9} <= again
+    assert exit_reason.REFUSED_STATUS not in again
 
 
 def action(jobset: dict, status: int, disrupted: bool) -> str:
@@ -137,11 +137,11 @@ def test_what_ends_a_pod_decides_what_becomes_of_the_run():
     assert named == container["name"]
     # Kubernetes takes such a policy only here.
     assert job["template"]["spec"]["restartPolicy"] == "Never"
-    assert action(jobset, outcome.GAVE_UP_STATUS, disrupted=False) == "RestartJobSet"
+    assert action(jobset, exit_reason.GAVE_UP_STATUS, disrupted=False) == "RestartJobSet"
     assert action(jobset, 137, disrupted=False) == "RestartJobSet"
-    for status in (outcome.STOPPED_STATUS, 137):
+    for status in (exit_reason.STOPPED_STATUS, 137):
         assert action(jobset, status, disrupted=True) == "made again"
-    assert action(jobset, outcome.REFUSED_STATUS, disrupted=False) == "FailJobSet"
+    assert action(jobset, exit_reason.REFUSED_STATUS, disrupted=False) == "FailJobSet"
 
 
 def test_the_schema_would_notice():

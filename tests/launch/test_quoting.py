@@ -10,7 +10,7 @@ import yaml
 
 from launch import worker_script
 from launch.gke.jobset import Run, render, xpk_command
-from shortcut_tpu.topologies import Topology
+from shortcut_tpu.pod.topologies import Topology
 
 HOSTILE = [
     "--config.data.path='; touch hurt; '",

@@ -14,7 +14,7 @@ from launch.gcloud import Gcloud, GcloudError
 from launch.gcloud_errors import Kind
 from launch.local_pod import free_port
 from launch.pods import delete, find
-from shortcut_tpu import distributed
+from shortcut_tpu.pod import distributed
 from tests.launch.fake_bucket import FakeBucket
 from tests.launch.fake_cloud import FakeCloud, tpu_pod
 from tests.multihost import pods

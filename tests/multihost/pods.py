@@ -19,9 +19,9 @@ from tensorboard.util import tensor_util
 from data_pipeline.autoencoders import load_autoencoder
 from data_pipeline.encode_latents import encode
 from data_pipeline.sources import open_source
-from shortcut_tpu import config as config_lib
-from shortcut_tpu.checkpoints import Checkpoints
-from shortcut_tpu.experiment import Experiment
+from shortcut_tpu.cli import config as config_lib
+from shortcut_tpu.runs.checkpointing import Checkpoints
+from shortcut_tpu.training.experiment import Experiment
 
 ROOT = Path(__file__).parents[2]
 CONFIG = Path(__file__).with_name("tiny_config.py")

@@ -27,7 +27,7 @@ assert jax._src.cloud_tpu_init.running_in_cloud_tpu_vm == bool(chips)
 jax.config.update("jax_platforms", "cpu")
 """
 _TRAIN = """
-from shortcut_tpu import distributed
+from shortcut_tpu.pod import distributed
 distributed.initialize()
 print("place", jax.process_index(), jax.process_count())
 """

@@ -10,7 +10,7 @@ from etils import epath
 import numpy as np
 import pytest
 
-from shortcut_tpu.workdir import claimed
+from shortcut_tpu.runs.workdir import claimed
 from tests.multihost import pods
 from tests.unit import test_checkpoints
 

@@ -6,7 +6,7 @@ import sys
 
 from launch.local_pod import free_port
 from launch.supervisor import Member, Policy, supervise
-from shortcut_tpu import distributed
+from shortcut_tpu.pod import distributed
 
 
 def members() -> list[Member]:

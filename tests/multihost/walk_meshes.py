@@ -13,9 +13,9 @@ import numpy as np
 
 from data_pipeline.loader import BatchSource
 from data_pipeline.records import LatentReader
-from shortcut_tpu import partitioning
-from shortcut_tpu.checkpoints import Checkpoints
-from shortcut_tpu.experiment import Experiment
+from shortcut_tpu.pod import partitioning
+from shortcut_tpu.runs.checkpointing import Checkpoints
+from shortcut_tpu.training.experiment import Experiment
 from tests.multihost.tiny_config import get_config
 
 WALK, STEPS_EACH = (8, 4, 2, 8), 20

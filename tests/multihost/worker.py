@@ -13,10 +13,10 @@ import jax
 import numpy as np
 
 from data_pipeline.loader import make_loader
-from shortcut_tpu import config as config_lib
-from shortcut_tpu import distributed, partitioning
-from shortcut_tpu.experiment import Experiment
-from shortcut_tpu.train_step import step_key
+from shortcut_tpu.cli import config as config_lib
+from shortcut_tpu.pod import distributed, partitioning
+from shortcut_tpu.training.experiment import Experiment
+from shortcut_tpu.training.train_step import step_key
 
 
 def main() -> None:

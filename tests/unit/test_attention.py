@@ -12,15 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from shortcut_tpu import config as config_lib
-from shortcut_tpu import partitioning
-from shortcut_tpu.experiment import Experiment
-from shortcut_tpu.flops import count_flops, kernel_flops
+from shortcut_tpu.cli import config as config_lib
 from shortcut_tpu.models.attention import MIN_TOKENS, attention
 from shortcut_tpu.models.dit import DiTConfig
 from shortcut_tpu.models.flash_attention import flash_attention
 from shortcut_tpu.models.placement import placed
 from shortcut_tpu.objectives import Inputs
+from shortcut_tpu.pod import partitioning
+from shortcut_tpu.training.experiment import Experiment
+from shortcut_tpu.training.flops import count_flops, kernel_flops
 
 flash = functools.partial(flash_attention, interpret=True)
 

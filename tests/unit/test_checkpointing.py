@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from data_pipeline.errors import UserError
-from shortcut_tpu import checksums
-from shortcut_tpu.checkpoints import Checkpoints
+from shortcut_tpu.runs import checksums
+from shortcut_tpu.runs.checkpointing import Checkpoints
 
 SIZE = 100_000
 

@@ -6,10 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from shortcut_tpu import partitioning
 from shortcut_tpu.compiled.collectives import collectives
 from shortcut_tpu.compiled.hlo import Program
-from shortcut_tpu.experiment import Experiment
+from shortcut_tpu.pod import partitioning
+from shortcut_tpu.training.experiment import Experiment
 
 
 def moved(compiled, mesh):

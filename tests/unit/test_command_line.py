@@ -8,7 +8,7 @@ import pytest
 
 from data_pipeline import command_line
 from data_pipeline.errors import UserError
-from shortcut_tpu import config as config_lib
+from shortcut_tpu.cli import config as config_lib
 
 ROOT = Path(__file__).parents[2]
 

@@ -17,12 +17,13 @@ from data_pipeline.encode_latents import encode
 from data_pipeline.errors import UserError
 from data_pipeline.manifest import Manifest
 from data_pipeline.sources import open_source
-from shortcut_tpu import claims, compare
-from shortcut_tpu import config as config_lib
-from shortcut_tpu.experiment import Experiment
-from shortcut_tpu.flops import count_flops
-from shortcut_tpu.guidance import Guidance
-from shortcut_tpu.loading import initial_state, load_run
+from shortcut_tpu import compare
+from shortcut_tpu.cli import config as config_lib
+from shortcut_tpu.comparison import paper_claims
+from shortcut_tpu.runs.loading import initial_state, load_run
+from shortcut_tpu.sampling.guidance import Guidance
+from shortcut_tpu.training.experiment import Experiment
+from shortcut_tpu.training.flops import count_flops
 
 
 @pytest.fixture(scope="module")
@@ -195,14 +196,14 @@ def test_claims() -> None:
         "shortcut": {1: 0.5, 4: 0.3, 128: 0.23},
         "flow_matching": {1: 9.0, 4: 0.2, 128: 0.2},
     }
-    beats_1, beats_4, near_128 = claims.check(distances)
+    beats_1, beats_4, near_128 = paper_claims.check(distances)
     assert beats_1.startswith("holds") and "9" in beats_1
     assert beats_4.startswith("FAILS")
     assert near_128.startswith("FAILS")
-    assert claims.check({"meanflow": {1: 1.0}}, {"meanflow": 1}) == []
-    (one_phase,) = claims.check({}, {"shortcut": 1, "reflow": 2})
+    assert paper_claims.check({"meanflow": {1: 1.0}}, {"meanflow": 1}) == []
+    (one_phase,) = paper_claims.check({}, {"shortcut": 1, "reflow": 2})
     assert one_phase.startswith("holds") and "one phase" in one_phase
-    assert claims.check({}, {"shortcut": 2})[0].startswith("FAILS")
+    assert paper_claims.check({}, {"shortcut": 2})[0].startswith("FAILS")
 
 
 def test_parse_methods() -> None:

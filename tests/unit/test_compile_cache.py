@@ -5,10 +5,10 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 import pytest
 
-from shortcut_tpu import compile_cache
 from shortcut_tpu.compiled.analysis import batch_fields, latent_scale
-from shortcut_tpu.experiment import Experiment
+from shortcut_tpu.pod import compile_cache
 from shortcut_tpu.train import train
+from shortcut_tpu.training.experiment import Experiment
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from shortcut_tpu.compiled.analysis import batch_fields
 from shortcut_tpu.compiled.collectives import collectives, replica_groups
 from shortcut_tpu.compiled.cost import executed_flops, hbm_bytes
 from shortcut_tpu.compiled.hlo import Program, arrays
-from shortcut_tpu.experiment import Experiment
-from shortcut_tpu.flops import Kernel, count_flops, layer_passes
+from shortcut_tpu.training.experiment import Experiment
+from shortcut_tpu.training.flops import Kernel, count_flops, layer_passes
 
 LAYERS, WIDTH, ROWS = 5, 64, 16
 MESH = {"data": 4, "tensor": 2}

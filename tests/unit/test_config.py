@@ -6,7 +6,7 @@ import pytest
 
 from configs import common
 from data_pipeline.errors import UserError
-from shortcut_tpu import config as config_lib
+from shortcut_tpu.cli import config as config_lib
 
 
 @pytest.mark.parametrize("name", config_lib.names())

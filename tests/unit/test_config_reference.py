@@ -1,7 +1,7 @@
 """The reference of the config keys, made from configs/common.py."""
 
 from configs import common
-from shortcut_tpu import config as config_lib
+from shortcut_tpu.cli import config as config_lib
 from shortcut_tpu.config_reference import meanings, reference
 
 

@@ -24,6 +24,7 @@ import safetensors.numpy
 
 from configs import common
 from data_pipeline.errors import UserError
+from data_pipeline.pickles import read_pickle
 from data_pipeline.torch_archive import read_torch_archive
 from shortcut_tpu.conversion import official, torch_dit
 from shortcut_tpu.conversion.artifact import write_artifact
@@ -31,9 +32,8 @@ from shortcut_tpu.conversion.foreign import require
 from shortcut_tpu.conversion.runs import make_run
 from shortcut_tpu.conversion.tensors import card, read_tensors, write_tensors
 from shortcut_tpu.evaluation.generator import make_generator, sample_keys
-from shortcut_tpu.experiment import Experiment
-from shortcut_tpu.loading import load_run
-from shortcut_tpu.pickles import read_pickle
+from shortcut_tpu.runs.loading import load_run
+from shortcut_tpu.training.experiment import Experiment
 from tests.unit.test_autoencoders import write_kl
 from tests.unit.test_official_parity import official_views
 

@@ -18,7 +18,7 @@ from shortcut_tpu.compiled.cycles import (
 from shortcut_tpu.compiled.estimate import Estimate, estimate_lines, explain_lines
 from shortcut_tpu.compiled.hlo import Program
 from shortcut_tpu.compiled.roofline import Roofline
-from shortcut_tpu.topologies import CHIPS
+from shortcut_tpu.pod.topologies import CHIPS
 
 CHIP = CHIPS["v5e"]
 

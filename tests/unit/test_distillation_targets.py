@@ -18,8 +18,8 @@ from shortcut_tpu.objectives import (
     progressive_distillation,
     reflow,
 )
-from shortcut_tpu.train_state import TrainState
-from shortcut_tpu.train_step import make_train_step
+from shortcut_tpu.training.train_state import TrainState
+from shortcut_tpu.training.train_step import make_train_step
 from tests.unit.points import PROBLEM, ROWS, Points, assert_equal
 
 pytestmark = pytest.mark.usefixtures("float64")

@@ -8,7 +8,7 @@ import pytest
 
 from data_pipeline.autoencoders import load_autoencoder
 from data_pipeline.errors import UserError
-from shortcut_tpu import config as config_lib
+from shortcut_tpu.cli import config as config_lib
 from shortcut_tpu.evaluation.inputs import require_named, require_readable
 
 NAMED = ("--config.evaluation.features=inception:FILE", "--config.evaluation.reference=FILE")

@@ -7,7 +7,7 @@ import pytest
 
 from data_pipeline.autoencoders import abstract_autoencoder, load_autoencoder
 from data_pipeline.errors import UserError
-from shortcut_tpu import config as config_lib
+from shortcut_tpu.cli import config as config_lib
 from shortcut_tpu.evaluation.features import abstract_features
 from shortcut_tpu.evaluation.memory import config_bytes, host_bytes, require_host_memory
 from shortcut_tpu.evaluation.protocols import get_protocol

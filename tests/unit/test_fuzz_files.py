@@ -15,7 +15,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.manifest import FILE_NAME, Manifest
 from data_pipeline.records import LatentReader, verify
 from data_pipeline.sources import open_source
-from shortcut_tpu import config as config_lib
+from shortcut_tpu.cli import config as config_lib
 
 # The same examples every time: a suite that fails now and then teaches nobody.
 FUZZ = settings(

@@ -15,15 +15,15 @@ import pytest
 from data_pipeline.errors import UserError
 from data_pipeline.records import LatentReader, verify
 from launch.local_pod import run_on_hosts
-from shortcut_tpu import config as config_lib
 from shortcut_tpu import generate_pairs
-from shortcut_tpu.checkpoints import Checkpoints
+from shortcut_tpu.cli import config as config_lib
 from shortcut_tpu.evaluation.generator import sample_noise
 from shortcut_tpu.evaluation.labels import balanced_labels
-from shortcut_tpu.experiment import Experiment, records_of
 from shortcut_tpu.generate_pairs import FIRST_PAIR, Asked
-from shortcut_tpu.loading import Run, load_run
+from shortcut_tpu.runs.checkpointing import Checkpoints
+from shortcut_tpu.runs.loading import Run, load_run
 from shortcut_tpu.train import check_data, train
+from shortcut_tpu.training.experiment import Experiment, records_of
 
 ASKED = Asked(num_pairs=50, steps=3, shard_records=16)
 

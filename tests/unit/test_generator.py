@@ -13,7 +13,7 @@ from shortcut_tpu.evaluation.evaluator import make_evaluator
 from shortcut_tpu.evaluation.generator import make_generator, sample_noise, unit_to_uint8
 from shortcut_tpu.evaluation.labels import balanced_labels, make_labels
 from shortcut_tpu.evaluation.unfinished import Unfinished
-from shortcut_tpu.experiment import Experiment
+from shortcut_tpu.training.experiment import Experiment
 
 IDENTITY = load_autoencoder("identity")
 

@@ -6,11 +6,11 @@ import pytest
 
 from data_pipeline.autoencoders import load_autoencoder
 from data_pipeline.errors import UserError
-from shortcut_tpu import samplers
 from shortcut_tpu.evaluation.evaluator import table
 from shortcut_tpu.evaluation.generator import make_generator
-from shortcut_tpu.experiment import Experiment
-from shortcut_tpu.guidance import Guidance
+from shortcut_tpu.sampling import samplers
+from shortcut_tpu.sampling.guidance import Guidance
+from shortcut_tpu.training.experiment import Experiment
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from shortcut_tpu.latents import sample_latents
+from shortcut_tpu.training.latents import sample_latents
 
 KEY = jax.random.key(0)
 MEAN = jnp.arange(4096 * 4, dtype=jnp.float16).reshape(4096, 2, 2, 1) / 4096

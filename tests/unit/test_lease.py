@@ -8,7 +8,7 @@ from etils import epath
 import pytest
 
 from data_pipeline.errors import UserError
-from shortcut_tpu.lease import Lease
+from shortcut_tpu.runs.lease import Lease
 
 
 def lease(folder, owner, **options):

@@ -15,7 +15,7 @@ from data_pipeline.encode_latents import encode
 from data_pipeline.errors import UserError
 from data_pipeline.records import verify
 from data_pipeline.sources import open_source
-from shortcut_tpu import lease, workdir
+from shortcut_tpu.runs import lease, workdir
 
 NONE = ("ENOSYS", "ENOTSUP", "EOPNOTSUPP", "ENOLCK", "EINVAL")
 

@@ -17,7 +17,7 @@ import pytest
 from shortcut_tpu.models import NETWORKS, configure
 from shortcut_tpu.objectives import OBJECTIVES, Inputs, Objective
 from shortcut_tpu.objectives.base import along_rows
-from shortcut_tpu.train_state import update_emas
+from shortcut_tpu.training.train_state import update_emas
 from tests.unit.gaussian import NULL_LABEL, Gaussian
 
 pytestmark = pytest.mark.usefixtures("well_compiled")

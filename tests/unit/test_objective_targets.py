@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from shortcut_tpu import samplers
 from shortcut_tpu.objectives import (
     OBJECTIVES,
     alpha_flow,
@@ -24,6 +23,7 @@ from shortcut_tpu.objectives import (
     shortcut,
     split_meanflow,
 )
+from shortcut_tpu.sampling import samplers
 from tests.unit import test_distillation_targets
 from tests.unit.gaussian import NULL_LABEL
 from tests.unit.points import PROBLEM, ROWS, Points, assert_equal

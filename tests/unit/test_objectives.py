@@ -18,11 +18,12 @@ import pytest
 
 from configs import common
 from data_pipeline.autoencoders import load_autoencoder
-from shortcut_tpu import config as config_lib
-from shortcut_tpu import partitioning, samplers
+from shortcut_tpu.cli import config as config_lib
 from shortcut_tpu.evaluation.generator import Generator
-from shortcut_tpu.experiment import Experiment
 from shortcut_tpu.objectives import OBJECTIVES, Inputs, mean_velocity
+from shortcut_tpu.pod import partitioning
+from shortcut_tpu.sampling import samplers
+from shortcut_tpu.training.experiment import Experiment
 
 ROOT = Path(__file__).resolve().parents[2]
 BATCH = 32

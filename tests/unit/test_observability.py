@@ -11,9 +11,10 @@ from rich.console import Console
 
 from data_pipeline import progress
 from data_pipeline.progress import counted, progress_bar, terminal_bars
-from shortcut_tpu import config as config_lib
+from shortcut_tpu.cli import config as config_lib
+from shortcut_tpu.cli.console import progress_line, where_things_are
+from shortcut_tpu.evaluation.protocols import get_protocol
 from shortcut_tpu.observability import dashboard, sheets
-from shortcut_tpu.observability.console import progress_line, where_things_are
 from shortcut_tpu.observability.parameters import arrays, markdown, overview
 from shortcut_tpu.observability.writers import concerned
 
@@ -80,7 +81,7 @@ def test_hyperparameters_are_those_of_what_trains():
 def test_custom_scalars_are_laid_out_as_tensorboard_reads_them():
     from tensorboard.plugins.custom_scalar import layout_pb2
 
-    tag, value, metadata = dashboard.layout("adm")
+    tag, value, metadata = dashboard.layout(get_protocol("adm").distances)
     assert (tag, metadata.plugin_data.plugin_name) == ("custom_scalars__config__", "custom_scalars")
     layout = layout_pb2.Layout.FromString(value.item())
     evaluation = layout.category[0]

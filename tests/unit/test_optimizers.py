@@ -7,8 +7,8 @@ import numpy as np
 import optax
 import pytest
 
-from shortcut_tpu.experiment import Experiment
-from shortcut_tpu.optimizers import make_optimizer, make_schedule
+from shortcut_tpu.training.experiment import Experiment
+from shortcut_tpu.training.optimizers import make_optimizer, make_schedule
 
 
 def optimizer_config(**changes):

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 import shortcut_tpu
-from shortcut_tpu import scripts
+from shortcut_tpu.cli import scripts
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -22,7 +22,7 @@ def test_a_script_runs_the_command_of_its_name(monkeypatch, name):
         scripts.runpy, "run_module", lambda module, **how: ran.append((module, how))
     )
     module, function = PROJECT["scripts"][name].split(":")
-    assert module == "shortcut_tpu.scripts"
+    assert module == "shortcut_tpu.cli.scripts"
     getattr(scripts, function)()
     ((module, how),) = ran
     assert how == {"run_name": "__main__", "alter_sys": True}

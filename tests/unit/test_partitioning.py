@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from data_pipeline.errors import UserError
-from shortcut_tpu import config as config_lib
-from shortcut_tpu import partitioning
-from shortcut_tpu.experiment import Experiment
+from shortcut_tpu.cli import config as config_lib
+from shortcut_tpu.pod import partitioning
+from shortcut_tpu.training.experiment import Experiment
 
 CHOOSE = {"data": -1, "fsdp": 1, "stride": -1, "tensor": -1}
 

@@ -8,9 +8,9 @@ import tempfile
 from absl import flags
 import pytest
 
+from data_pipeline.atomic_files import require_place
 from data_pipeline.errors import UserError
-from data_pipeline.whole_files import require_place
-from shortcut_tpu import command
+from shortcut_tpu.cli import command
 
 
 @pytest.mark.parametrize(

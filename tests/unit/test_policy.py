@@ -13,15 +13,15 @@ from data_pipeline.demonstrate import chunk, write
 from data_pipeline.errors import UserError
 from data_pipeline.manifest import Manifest
 from data_pipeline.tasks import load_task
-from shortcut_tpu import config as config_lib
+from shortcut_tpu.cli import config as config_lib
 from shortcut_tpu.evaluation.generator import make_generator
 from shortcut_tpu.evaluation.rollouts import FIRST_EPISODE, Rollouts
-from shortcut_tpu.experiment import Experiment
-from shortcut_tpu.loading import load_run
 from shortcut_tpu.models import NETWORKS, configure
 from shortcut_tpu.objectives import OBJECTIVES, Inputs, base
 from shortcut_tpu.rollout import table
+from shortcut_tpu.runs.loading import load_run
 from shortcut_tpu.train import check_data, train
+from shortcut_tpu.training.experiment import Experiment
 
 ROWS, HORIZON, ACTION, OBSERVATION = 32, 4, 3, 5
 TASK = load_task("pusht_toy")

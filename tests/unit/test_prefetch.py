@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from data_pipeline.errors import UserError
-from shortcut_tpu.prefetch import Prefetch
+from shortcut_tpu.training.prefetch import Prefetch
 
 
 def test_they_come_in_order_and_end_once():

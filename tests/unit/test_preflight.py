@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 
 from data_pipeline.errors import UserError
-from shortcut_tpu import config as config_lib
-from shortcut_tpu import partitioning
+from shortcut_tpu.cli import config as config_lib
 from shortcut_tpu.compiled import matrix as matrix_lib
 from shortcut_tpu.compiled import search as search_lib
 from shortcut_tpu.compiled.analysis import Candidate
 from shortcut_tpu.compiled.collectives import DCN, Collective
 from shortcut_tpu.compiled.required import required_bytes
 from shortcut_tpu.compiled.roofline import Roofline, num_links
-from shortcut_tpu.experiment import Experiment
-from shortcut_tpu.topologies import Topology
+from shortcut_tpu.pod import partitioning
+from shortcut_tpu.pod.topologies import Topology
+from shortcut_tpu.training.experiment import Experiment
 
 
 def torus(*sides, axes, shape):

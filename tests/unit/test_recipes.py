@@ -16,14 +16,14 @@ import pytest
 from configs import recipes
 from data_pipeline.autoencoders import load_autoencoder
 from data_pipeline.errors import UserError
-from shortcut_tpu import config as config_lib
-from shortcut_tpu.checkpoints import Checkpoints
+from shortcut_tpu.cli import config as config_lib
 from shortcut_tpu.config_reference import reference
 from shortcut_tpu.evaluation.generator import make_generator
-from shortcut_tpu.experiment import Experiment
 from shortcut_tpu.objectives import OBJECTIVES
+from shortcut_tpu.runs.checkpointing import Checkpoints
+from shortcut_tpu.runs.workdir import check_config
 from shortcut_tpu.train import recipe, train
-from shortcut_tpu.workdir import check_config
+from shortcut_tpu.training.experiment import Experiment
 
 # What the papers and their official code say of a run on ImageNet 256x256 at DiT-B/2.
 PUBLISHED: dict[str, dict[str, Any]] = {

@@ -8,10 +8,10 @@ import pytest
 
 from data_pipeline.errors import UserError
 from shortcut_tpu import rehearsal
-from shortcut_tpu.checkpoints import Checkpoints
-from shortcut_tpu.experiment import Experiment
 from shortcut_tpu.rehearsal import rehearse
+from shortcut_tpu.runs.checkpointing import Checkpoints
 from shortcut_tpu.train import train
+from shortcut_tpu.training.experiment import Experiment
 
 
 @pytest.fixture

@@ -13,12 +13,12 @@ from PIL import Image
 import pytest
 
 from data_pipeline.errors import UserError
-from shortcut_tpu import config as config_lib
+from shortcut_tpu.cli import config as config_lib
 from shortcut_tpu.observability import environment
 from shortcut_tpu.observability.charts import Line, chart, short
 from shortcut_tpu.observability.curves import curves
-from shortcut_tpu.observability.elements import NONE
 from shortcut_tpu.observability.events import Record, read_events
+from shortcut_tpu.observability.html_elements import NONE
 from shortcut_tpu.observability.page import page
 from shortcut_tpu.observability.summary import SCORES, Score, Summary, read_summary
 from shortcut_tpu.observability.writers import make_writer
@@ -107,7 +107,7 @@ def runs(tiny_config):
 def test_events_are_those_that_were_written(tmp_path, tiny_config):
     """By clu, over two starts: the later value of a step counts; what is not finite is left out."""
     for loss in (3.0, 2.0):
-        writer = make_writer(epath.Path(tmp_path), tiny_config, PARAMS)
+        writer = make_writer(epath.Path(tmp_path), tiny_config, PARAMS, ["fd_pixel"])
         writer.write_scalars(5, {"train/loss": loss, "train/nan": math.nan})
         writer.write_images(5, {"samples/1_steps": np.full((1, 6, 4, 3), loss / 4)})
         writer.close()
@@ -202,7 +202,7 @@ def test_curves_of_one_run_that_belong_together_are_one_chart(runs):
 def test_a_summary_is_what_the_workdir_holds(tmp_path, tiny_config):
     workdir = epath.Path(tmp_path)
     config_lib.save(tiny_config, workdir)
-    writer = make_writer(workdir, tiny_config, PARAMS)
+    writer = make_writer(workdir, tiny_config, PARAMS, ["fd_pixel"])
     writer.write_scalars(5, {"eval/fid@1": 2.0, "eval/fid@16": 1.0})
     writer.close()
     assert read_summary("a", workdir).score is None

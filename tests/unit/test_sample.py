@@ -11,11 +11,11 @@ import pytest
 from data_pipeline.autoencoders import load_autoencoder
 from data_pipeline.errors import UserError
 from data_pipeline.manifest import Manifest
+from shortcut_tpu.cli.labels import label_names, parse_labels
 from shortcut_tpu.evaluation.generator import make_generator, sample_noise
 from shortcut_tpu.evaluation.interpolation import InterpolatingGenerator
-from shortcut_tpu.experiment import Experiment
-from shortcut_tpu.labels import label_names, parse_labels
 from shortcut_tpu.sample import png
+from shortcut_tpu.training.experiment import Experiment
 
 CLASSES = ("goldfish, Carassius auratus", "crane", "crane, wading bird", "sea lion")
 

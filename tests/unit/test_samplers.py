@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from shortcut_tpu.samplers import euler, guided, second_order
+from shortcut_tpu.sampling.samplers import euler, guided, second_order
 
 RATE = 0.7
 X0 = jnp.linspace(-1, 2, 12).reshape(3, 2, 2, 1)

@@ -27,13 +27,13 @@ from configs.limits import (
 )
 from data_pipeline.errors import UserError
 from data_pipeline.tasks import TASKS
-from shortcut_tpu import config as config_lib
+from shortcut_tpu.cli import config as config_lib
+from shortcut_tpu.cli.schema import check
 from shortcut_tpu.evaluation.protocols import PROTOCOLS
-from shortcut_tpu.experiment import Experiment
 from shortcut_tpu.models import NETWORKS
 from shortcut_tpu.models.attention import KINDS
 from shortcut_tpu.objectives import OBJECTIVES
-from shortcut_tpu.schema import check
+from shortcut_tpu.training.experiment import Experiment
 from tests.unit.test_fuzz_files import FUZZ
 
 LIMITS = common.get_limits()

@@ -22,14 +22,14 @@ from data_pipeline.errors import UserError
 from data_pipeline.loader import record_indices
 from data_pipeline.manifest import Manifest
 from data_pipeline.records import LatentReader, write_shard
-from shortcut_tpu import skipping
-from shortcut_tpu.checkpoints import Checkpoints
-from shortcut_tpu.config import differences
+from shortcut_tpu.cli.config import differences
 from shortcut_tpu.objectives import Objective
+from shortcut_tpu.runs import skipping
+from shortcut_tpu.runs.checkpointing import Checkpoints
+from shortcut_tpu.runs.workdir import check_config, claimed
 from shortcut_tpu.train import train
-from shortcut_tpu.train_state import TrainState
-from shortcut_tpu.train_step import make_train_step
-from shortcut_tpu.workdir import check_config, claimed
+from shortcut_tpu.training.train_state import TrainState
+from shortcut_tpu.training.train_step import make_train_step
 from tests.multihost import pods
 
 ROOT = Path(__file__).parents[2]

@@ -18,15 +18,15 @@ from data_pipeline.errors import PassingError, UserError
 from data_pipeline.images import Preprocessing
 from data_pipeline.loader import BatchSource
 from data_pipeline.manifest import Manifest
+from data_pipeline.pickles import read_pickle
 from data_pipeline.records import LatentReader, verify
 from data_pipeline.sources import EncodedImage, open_source
 from data_pipeline.system_errors import raise_if_system
 from data_pipeline.torch_archive import read_torch_archive
-from shortcut_tpu import checksums
 from shortcut_tpu.evaluation.reference import read_arrays
 from shortcut_tpu.evaluation.sample_files import SampleReader
 from shortcut_tpu.evaluation.unfinished import Unfinished
-from shortcut_tpu.pickles import read_pickle
+from shortcut_tpu.runs import checksums
 from tests.unit.image_files import WRITERS, pictures, write_array_records
 
 PASSING = (errno.EMFILE, errno.EIO, errno.ENOMEM, errno.ESTALE)

@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 
 from data_pipeline.errors import UserError
-from shortcut_tpu.topologies import CHIPS, Topology, chip_of
+from shortcut_tpu.pod.topologies import CHIPS, Topology, chip_of
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu, the TPU compiler, is not installed"

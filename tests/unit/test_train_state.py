@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from shortcut_tpu.train_state import ema_distances, update_emas
+from shortcut_tpu.training.train_state import ema_distances, update_emas
 
 
 def test_averages_are_geometric_sums():
@@ -27,7 +27,7 @@ def test_distances_of_averages_are_relative_to_all_weights():
 
 
 def test_a_step_key_depends_on_seed_and_step_alone():
-    from shortcut_tpu.train_step import step_key
+    from shortcut_tpu.training.train_step import step_key
 
     def bits(seed, step):
         return tuple(np.asarray(jax.random.key_data(step_key(seed, step))).tolist())

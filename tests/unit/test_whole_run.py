@@ -2,9 +2,9 @@
 
 import pytest
 
-from shortcut_tpu import config as config_lib
+from shortcut_tpu.cli import config as config_lib
 from shortcut_tpu.compiled import whole_run
-from shortcut_tpu.topologies import Topology
+from shortcut_tpu.pod.topologies import Topology
 
 FIGURES = {
     "hbm_bytes_per_chip": 2**30,

@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 
 from data_pipeline.errors import UserError
 from shortcut_tpu.cli.config import check_keys, check_values
-from shortcut_tpu.sampling.guidance import Guidance
 from shortcut_tpu.objectives import OBJECTIVES, make_objective
+from shortcut_tpu.sampling.guidance import Guidance
 from shortcut_tpu.training.parts import make_parts
 
 

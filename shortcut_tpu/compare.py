@@ -16,7 +16,6 @@ One that diverges is reported and does not stop the others.
 
 from collections.abc import Sequence
 import dataclasses
-import functools
 import json
 import math
 from pathlib import Path
@@ -29,82 +28,29 @@ from ml_collections import ConfigDict
 import numpy as np
 from PIL import Image
 
-from data_pipeline import staging
 from data_pipeline.atomic_files import require_place
 from data_pipeline.autoencoders import load_autoencoder
 from data_pipeline.errors import UserError
-from data_pipeline.manifest import Manifest, pair_fields, row_shapes
 from shortcut_tpu import generate_pairs
 from shortcut_tpu.cli import command
 from shortcut_tpu.cli.console import say
 from shortcut_tpu.comparison import paper_claims
+from shortcut_tpu.comparison.methods import method_config, training_flops, with_recipe
+from shortcut_tpu.comparison.table import Row, table
 from shortcut_tpu.evaluation.evaluator import make_evaluator
 from shortcut_tpu.evaluation.generator import make_generator
 from shortcut_tpu.evaluation.inputs import require_named
-from shortcut_tpu.models import NETWORKS
 from shortcut_tpu.objectives import OBJECTIVES
 from shortcut_tpu.observability.sheets import methods_figure
 from shortcut_tpu.pod import distributed
 from shortcut_tpu.runs.loading import load_run
 from shortcut_tpu.runs.skipping import Diverged
-from shortcut_tpu.sampling.guidance import NO_GUIDANCE, Guidance
+from shortcut_tpu.sampling.guidance import Guidance
 from shortcut_tpu.train import train
 from shortcut_tpu.training.experiment import Experiment
-from shortcut_tpu.training.flops import count_flops
 
 _SCORES = "distances.json"
 _REFERENCE = "flow_matching"
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """A method's row of the table.
-
-    Attributes:
-      runs: by seed, the distance at each number of steps, None where the method diverged.
-      cost: operations of all training steps, a teacher's and those of its pairs included, relative
-        to flow matching.
-      phases: trainings that follow each other.
-      learning_rate: the optimizer's peak, of the training that is scored.
-      guidance: of its samples, by number of steps.
-    """
-
-    name: str
-    runs: Sequence[dict[int, float] | None]
-    cost: float
-    phases: int
-    learning_rate: float
-    guidance: Guidance = NO_GUIDANCE
-
-    @property
-    def diverged(self) -> int:
-        return sum(run is None for run in self.runs)
-
-    @functools.cached_property
-    def distances(self) -> dict[int, tuple[float, float]]:
-        """Mean and standard deviation over the seeds that did not diverge, by number of steps."""
-        runs = [run for run in self.runs if run is not None]
-        if not runs:
-            return {}
-        values = {n: [run[n] for run in runs] for n in runs[0]}
-        return {
-            n: (float(np.mean(v)), float(np.std(v, ddof=1)) if len(v) > 1 else 0.0)
-            for n, v in values.items()
-        }
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "distances": {
-                str(n): {"mean": mean, "std": std} for n, (mean, std) in self.distances.items()
-            },
-            "cost": self.cost,
-            "phases": self.phases,
-            "learning_rate": self.learning_rate,
-            "guidance": self.guidance.describe(self.distances),
-            "guidance_interval": list(self.guidance.interval),
-            "seeds": len(self.runs),
-            "diverged": self.diverged,
-        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,37 +112,6 @@ class Plan:
         return flops
 
 
-def method_config(config: ConfigDict, name: str, seed: int) -> ConfigDict:
-    """The config of one method's run, without what belongs to others.
-
-    So a run does not become another where the hyperparameters of another method change.
-    """
-    config = config.copy_and_resolve_references()
-    objective = OBJECTIVES[name]
-    own = config.objective[objective.group]
-    with config.unlocked():
-        recipe = config.objective.recipe
-        config.objective = ConfigDict({"name": name, "recipe": recipe, objective.group: own})
-        for network in {*NETWORKS} & {*config.model} - {objective.network}:
-            del config.model[network]
-        config.seed = seed
-        rates = config.comparison.learning_rates
-        config.optimizer.learning_rate = rates.get(objective.group, config.optimizer.learning_rate)
-        config.train.num_steps = config.comparison.num_steps or config.train.num_steps
-        del config.comparison
-        # Scored here, once, at the steps of the table.
-        config.evaluation.every_steps = 0
-    return config
-
-
-def with_recipe(config: ConfigDict, name: str) -> ConfigDict:
-    """The command's config with the recipe of a method, if it takes recipes, and its own budget."""
-    found = command.config_for(name).copy_and_resolve_references()
-    with found.unlocked():
-        found.batch_size, found.train.num_steps = config.batch_size, config.train.num_steps
-    return found
-
-
 def plan(
     config: ConfigDict,
     name: str,
@@ -234,18 +149,6 @@ def plan(
         made = config.comparison
         pairs = generate_pairs.Asked(num_pairs=made.num_pairs, steps=made.pair_steps)
     return Plan([Training(teacher, home), Training(run, folder)], pairs)
-
-
-def training_flops(config: ConfigDict) -> int:
-    """Operations in the matrix products of a whole training."""
-    experiment = Experiment.from_config(config, jax.devices())
-    data = Manifest.load(staging.local(config.data.path, config.data.stage))
-    fields = data.fields
-    if experiment.objective.needs_pairs:
-        fields = pair_fields(data.latent_shape)
-    batch = experiment.abstract_batch(row_shapes(fields))
-    step = count_flops(experiment.train_step, experiment.abstract_state, batch)
-    return step * config.train.num_steps
 
 
 def score(plan: Plan, steps: Sequence[int]) -> dict[int, float] | None:
@@ -301,33 +204,6 @@ def _distances(config: ConfigDict, params: Any, steps: Sequence[int]) -> dict[in
     if not all(math.isfinite(distance) for distance in distances.values()):
         raise Diverged("its samples are not finite")
     return distances
-
-
-def table(metric: str, steps: Sequence[int], rows: Sequence[Row]) -> list[str]:
-    """The rows as lines: mean and, over several seeds, spread at each number of steps."""
-    spread = any(len(row.runs) > 1 for row in rows)
-    width = max(len(row.name) for row in rows)
-    cell = 16 if spread else 9
-    lines = [f"{metric:<{width}}" + "".join(f"{n:>{cell}}" for n in steps)]
-    lines[0] += f"{'cost':>8}{'phases':>8}{'rate':>8}"
-    for row in rows:
-        cells = []
-        for n in steps:
-            if n not in row.distances:
-                # A method that makes its samples in one step has no others.
-                cells.append("-" if row.distances else "diverged")
-                continue
-            mean, std = row.distances[n]
-            cells.append(f"{mean:.3g} ± {std:.2g}" if spread else f"{mean:.3g}")
-        guided = set(row.guidance.describe(row.distances).values()) - {1.0}
-        note = f"  guided {row.guidance}" if guided else ""
-        note += f"  {row.diverged} of {len(row.runs)} seeds diverged" if row.diverged else ""
-        lines.append(
-            f"{row.name:<{width}}"
-            + "".join(f"{text:>{cell}}" for text in cells)
-            + f"{row.cost:>8.2f}{row.phases:>8}{row.learning_rate:>8.2g}{note}"
-        )
-    return lines
 
 
 def parse_methods(text: str) -> list[str]:

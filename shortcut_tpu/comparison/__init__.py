@@ -1,1 +1,1 @@
-"""What `compare` does with the runs that it has made."""
+"""What `compare` is made of: each method's run, the table, the claims."""

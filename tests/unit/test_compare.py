@@ -20,6 +20,8 @@ from data_pipeline.sources import open_source
 from shortcut_tpu import compare
 from shortcut_tpu.cli import config as config_lib
 from shortcut_tpu.comparison import paper_claims
+from shortcut_tpu.comparison.methods import method_config, training_flops
+from shortcut_tpu.comparison.table import Row, table
 from shortcut_tpu.runs.loading import initial_state, load_run
 from shortcut_tpu.sampling.guidance import Guidance
 from shortcut_tpu.training.experiment import Experiment
@@ -70,7 +72,7 @@ def test_cost_of_shortcut(config: ConfigDict) -> None:
     with config.unlocked():
         config.objective.shortcut.bootstrap_share = 0.25
     flops = {
-        name: compare.training_flops(compare.method_config(config, name, 0))
+        name: training_flops(method_config(config, name, 0))
         for name in ("flow_matching", "shortcut", "diffusion")
     }
     assert flops["diffusion"] == flops["flow_matching"]
@@ -127,7 +129,7 @@ def test_phases_of_reflow(config: ConfigDict, tmp_path: Path, capsys: Any) -> No
         other = compare.plan(longer, name, 0, epath.Path(tmp_path))
         assert other.trainings[0] == plan.trainings[0]
         assert (other.scored.config.data.pairs == student.data.pairs) == wants_pairs
-    training = sum(compare.training_flops(each.config) for each in plan.trainings)
+    training = sum(training_flops(each.config) for each in plan.trainings)
     # Two steps for each pair, a pass forward each.
     x, rows = np.zeros((1, 8, 8, 1)), np.zeros(1)
     step = count_flops(taught.experiment.model.apply, taught.params, x, rows, rows, np.array([0]))
@@ -144,13 +146,13 @@ def test_a_one_step_method_is_scored_in_one_step(config: ConfigDict, tmp_path: P
     (tmp_path / "get" / "seed_0").mkdir(parents=True)
     distances = compare.score(plan, [1, 4])
     assert set(distances or {}) == {1}
-    row = compare.Row("get", [distances], 2.0, 2, 1e-3)
-    assert compare.table("fd_pixel", [1, 4], [row])[1].split()[2] == "-"
+    row = Row("get", [distances], 2.0, 2, 1e-3)
+    assert table("fd_pixel", [1, 4], [row])[1].split()[2] == "-"
 
 
 def test_divergence_is_reported(config: ConfigDict, tmp_path: Path, capsys: Any) -> None:
     """A learning rate that blows up gives None and a line that says so, and that is kept too."""
-    run = compare.method_config(config, "flow_matching", 0)
+    run = method_config(config, "flow_matching", 0)
     with run.unlocked():
         run.optimizer.update({"learning_rate": 1e30, "warmup_steps": 0})
     plan = single(run, tmp_path)
@@ -161,7 +163,7 @@ def test_divergence_is_reported(config: ConfigDict, tmp_path: Path, capsys: Any)
 
 
 def test_config_errors_are_not_divergence(config: ConfigDict, tmp_path: Path) -> None:
-    run = compare.method_config(config, "shortcut", 0)
+    run = method_config(config, "shortcut", 0)
     with run.unlocked():
         run.objective.shortcut.bootstrap_share = 0.3
     with pytest.raises(UserError, match="unit fraction"):
@@ -171,22 +173,22 @@ def test_config_errors_are_not_divergence(config: ConfigDict, tmp_path: Path) ->
 def test_table_and_json() -> None:
     """Mean and sample deviation over the seeds that did not diverge."""
     rows = [
-        compare.Row("shortcut", [{1: 1.0, 4: 0.5}, {1: 3.0, 4: 0.5}, None], 1.17, 1, 6e-3),
-        compare.Row("meanflow", [None, None, None], 1.5, 2, 1e-3),
+        Row("shortcut", [{1: 1.0, 4: 0.5}, {1: 3.0, 4: 0.5}, None], 1.17, 1, 6e-3),
+        Row("meanflow", [None, None, None], 1.5, 2, 1e-3),
     ]
     assert rows[0].distances == {1: (2.0, pytest.approx(np.sqrt(2))), 4: (0.5, 0.0)}
     assert rows[0].to_json()["distances"]["1"]["mean"] == 2.0
     nothing = {"distances": {}, "cost": 1.5, "phases": 2, "seeds": 3, "diverged": 3}
     nothing |= {"learning_rate": 1e-3, "guidance": {}, "guidance_interval": [0.0, 1.0]}
     assert rows[1].to_json() == nothing
-    header, first, second = compare.table("fd_pixel", [1, 4], rows)
+    header, first, second = table("fd_pixel", [1, 4], rows)
     assert header.split() == ["fd_pixel", "1", "4", "cost", "phases", "rate"]
     assert "0.006" in first and "0.001" in second
     assert "2 ± 1.4" in first and "1.17" in first and "1 of 3 seeds diverged" in first
     assert second.split()[1:3] == ["diverged", "diverged"]
     guided = dataclasses.replace(rows[0], guidance=Guidance.parse("4:1.5"))
     assert guided.to_json()["guidance"] == {"1": 1.0, "4": 1.5}
-    assert "guided 1,4:1.5" in compare.table("fd_pixel", [1, 4], [guided])[1]
+    assert "guided 1,4:1.5" in table("fd_pixel", [1, 4], [guided])[1]
     assert "guided" not in first
 
 

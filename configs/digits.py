@@ -2,7 +2,8 @@
 
 ./launch/local_pod.sh --config=digits
 
-Expect FD-pixel of about 0.29 at 1 step, 0.14 at 4 and 0.10 at 128 (README has the seeds).
+Expect FD-pixel of about 0.29 at 1 step, 0.14 at 4 and 0.10 at 128; docs/results/digits.md has
+the seeds.
 """
 
 from configs import common

@@ -7,7 +7,8 @@
 
 Parameters, moments and averages lie over all chips, and each layer's weights are gathered when a
 pass comes to it. `--config.mesh.gather=step` gathers all before the first, in bfloat16: 6 GiB, and
-as much for the averages that make targets; it moves two fifths less and is slower (README, Pods).
+as much for the averages that make targets; it moves two fifths less and is slower
+(docs/results/pods.md).
 Nothing of this size has been trained with this code: there is no result to expect.
 """
 

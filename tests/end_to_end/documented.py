@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = (
     "README.md",
     "WORKSPACE.md",
-    *sorted(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md")),
+    *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md")),
 )
 ROOMS = ("configs", "data_pipeline", "launch", "shortcut_tpu")
 

@@ -4,10 +4,10 @@
   ./launch/local_pod.sh --config=digits --hosts=4 --workdir=runs/four --config.seed=1
 
 Makes the records if the config says from what, trains on --hosts processes that find each other
-as the hosts of a pod do, scores the result at 1 .. 128 steps and draws a sheet of samples; a policy
-is rolled out instead, and its ways are drawn. Called again it goes on where it stopped. A process
-that dies ends all of them, and all start again, as on a pod. Flags --config.KEY=VALUE override keys
-of the config.
+as the hosts of a pod do, scores the result at 1 .. 128 steps and draws a sheet of samples. A policy
+is run in its task instead, and its trajectories are drawn. Called again it continues where it
+stopped. If one process dies, all are stopped and started again, as on a pod. --config.KEY=VALUE
+overrides a key of the config.
 """
 
 from collections.abc import Sequence
@@ -118,7 +118,7 @@ def main() -> None:
         )
     run("shortcut_tpu.train", f"--config={path}", *overrides, f"--workdir={workdir}")
     scores = values.json or str(workdir / ("success.json" if task else "distances.json"))
-    picture = workdir / ("ways.png" if task else "samples.png")
+    picture = workdir / ("trajectories.png" if task else "samples.png")
     score, draw = (f"--workdir={workdir}", f"--json={scores}"), f"--output={picture}"
     if task:
         run("shortcut_tpu.rollout", *score, draw)

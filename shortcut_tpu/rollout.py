@@ -1,10 +1,10 @@
-"""Lets a trained policy act: its success by number of sampling steps, and a picture of its ways.
+"""Runs a trained policy in its simulated task and prints its success rate by sampling steps.
 
   python -m shortcut_tpu.rollout --workdir=runs/pusht_toy --steps=1,4,100 --episodes=200
-  python -m shortcut_tpu.rollout --workdir=runs/pusht_toy --output=ways.png --json=success.json
+  python -m shortcut_tpu.rollout --workdir=runs/pusht_toy --output=trajectories.png --json=success.json
 
-Every step count starts in the same states with the same noises. The policy is the evaluation
-average of the newest checkpoint unless told otherwise.
+Every step count starts from the same states and the same noises. By default the policy's weights
+are the evaluation average of the newest checkpoint. --output draws some trajectories.
 """
 
 import io
@@ -21,11 +21,11 @@ from data_pipeline.errors import UserError
 from shortcut_tpu.cli import command
 from shortcut_tpu.cli.console import say
 from shortcut_tpu.evaluation.rollouts import FIRST_EPISODE, Outcome, Rollouts
-from shortcut_tpu.observability.trajectories import ways_figure
+from shortcut_tpu.observability.trajectories import trajectories_figure
 from shortcut_tpu.pod import distributed
 from shortcut_tpu.runs.loading import load_run, require_steps
 
-# Of the picture: so many starts, from each of which the policy acts so often.
+# The picture shows this many starts, and this many trajectories from each.
 _STARTS, _REPEATS = 3, 8
 
 
@@ -33,8 +33,10 @@ def define_flags() -> None:
     flags.DEFINE_string("workdir", None, "Folder of the run.")
     flags.DEFINE_string("steps", "1,4,100", "Step counts to sample at.")
     flags.DEFINE_integer("episodes", 200, "Episodes a step count.", 1, 100_000)
-    flags.DEFINE_integer("action_steps", 8, "Actions done of each chunk.", lower_bound=1)
-    flags.DEFINE_string("output", None, "A .png for the ways from some starts, none by default.")
+    flags.DEFINE_integer(
+        "action_steps", 8, "Actions of each chunk that are carried out.", lower_bound=1
+    )
+    flags.DEFINE_string("output", None, "A .png for some trajectories; none by default.")
     flags.DEFINE_integer("seed", None, "Of starts and noises; the run's by default.", 0, 2**32 - 1)
     flags.DEFINE_integer("step", None, "Checkpoint to use; the newest by default.", 0)
     flags.DEFINE_string("ema", "evaluation", "Which average of the weights to use.")
@@ -64,10 +66,11 @@ def main() -> None:
     if values.output:
         shown = np.repeat(start[:_STARTS], _REPEATS, axis=0)
         draws = values.episodes + np.arange(len(shown))
-        ways = {n: rollouts(run.params, shown, draws, n).states for n in steps}
+        trajectories = {n: rollouts(run.params, shown, draws, n).states for n in steps}
         if jax.process_index() == 0:
-            _save(epath.Path(values.output), ways_figure(ways, rollouts.task, _REPEATS))
-        say(f"ways: {values.output}")
+            figure = trajectories_figure(trajectories, rollouts.task, _REPEATS)
+            _save(epath.Path(values.output), figure)
+        say(f"trajectories: {values.output}")
     if jax.process_index() == 0:
         command.write_json(
             {

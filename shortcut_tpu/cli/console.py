@@ -62,5 +62,5 @@ def where_things_are(workdir: epath.Path, makes_images: bool) -> list[str]:
         lines["samples"] = f"{module}.sample --workdir={quoted} --output=samples.png"
         lines["scores"] = f"{module}.evaluate --workdir={quoted}"
     else:
-        lines["success"] = f"{module}.rollout --workdir={quoted} --output=ways.png"
+        lines["success"] = f"{module}.rollout --workdir={quoted} --output=trajectories.png"
     return [f"{name:<15} {what}" for name, what in lines.items() if what]

@@ -1,8 +1,8 @@
-"""Samples on the way from one noise to another.
+"""Samples whose noise lies between the noises of two others.
 
 Usage:
   generator = InterpolatingGenerator(experiment, autoencoder, seed=0, points=10)
-  images = generator(params, range(20), labels, num_steps=1)    # two ways of ten points
+  images = generator(params, range(20), labels, num_steps=1)    # two rows of ten points
 """
 
 from typing import Any
@@ -24,13 +24,13 @@ class InterpolatingGenerator(Generator):
     """
 
     def __init__(self, *args: Any, points: int, **kwargs: Any):
-        """As a Generator's, with the number of points of a way, both ends among them."""
+        """As a Generator's, with the number of points between two samples, both ends included."""
         super().__init__(*args, **kwargs)
         self._points = points
 
     def noise(self, indices: jax.Array) -> jax.Array:
         shape = self.experiment.latent_shape
-        way, point = indices // self._points, indices % self._points
+        pair, point = indices // self._points, indices % self._points
         i = (point / (self._points - 1)).reshape(-1, *(1 for _ in shape))
-        first, second = (sample_noise(self.seed, 2 * way + end, shape) for end in (0, 1))
+        first, second = (sample_noise(self.seed, 2 * pair + end, shape) for end in (0, 1))
         return jnp.sqrt(1 - i**2) * first + i * second

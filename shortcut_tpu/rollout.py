@@ -1,7 +1,7 @@
 """Runs a trained policy in its simulated task and prints its success rate by sampling steps.
 
   python -m shortcut_tpu.rollout --workdir=runs/pusht_toy --steps=1,4,100 --episodes=200
-  python -m shortcut_tpu.rollout --workdir=runs/pusht_toy --output=trajectories.png --json=success.json
+  python -m shortcut_tpu.rollout --workdir=runs/pusht_toy --output=trajectories.png --json=s.json
 
 Every step count starts from the same states and the same noises. By default the policy's weights
 are the evaluation average of the newest checkpoint. --output draws some trajectories.

@@ -27,7 +27,7 @@ from shortcut_tpu.cli import command
 from shortcut_tpu.cli.console import say
 from shortcut_tpu.compiled.analysis import Candidate, examine_compiled
 from shortcut_tpu.observability.speed import utilisation
-from shortcut_tpu.pod import compile_cache, distributed
+from shortcut_tpu.pod import compile_cache, distributed, partitioning
 from shortcut_tpu.pod.topologies import Topology
 
 GIB = 2**30
@@ -240,7 +240,7 @@ def measure(config: ConfigDict, rounds: int, many: int) -> dict[str, Any]:
     for name, candidate in candidates(config, many):
         if not timings:
             mesh = {axis: int(size) for axis, size in candidate.experiment.mesh.shape.items()}
-            shape = ", ".join(f"{axis} {size}" for axis, size in mesh.items())
+            shape = partitioning.in_words(mesh)
             say(f"{len(devices)} {devices[0].device_kind} devices ({shape})")
         timings[name] = timed(name, candidate, topology, rounds)
     compared, used = ratios(timings, many), memory()

@@ -46,7 +46,7 @@ from shortcut_tpu.compiled.analysis import PROGRAMS, analyse
 from shortcut_tpu.compiled.estimate import estimate_lines, explain_lines
 from shortcut_tpu.compiled.matrix import PODS, Row, markdown, matrix, read_rows
 from shortcut_tpu.compiled.search import best, named, search, seconds_a_row
-from shortcut_tpu.pod import compile_cache
+from shortcut_tpu.pod import compile_cache, partitioning
 from shortcut_tpu.pod.topologies import Topology
 
 GIB = 2**30
@@ -86,7 +86,7 @@ def define_flags() -> None:
 def report(figures: dict[str, Any]) -> list[str]:
     """The figures as lines for a person."""
     capacity = figures["hbm_capacity_bytes"] / GIB
-    mesh = ", ".join(f"{axis} {size}" for axis, size in figures["mesh"].items())
+    mesh = partitioning.in_words(figures["mesh"])
     kinds = ", ".join(
         f"{kind} {size / GIB:.2f}" for kind, size in figures["hbm_bytes_by_kind"].items()
     )

@@ -17,13 +17,12 @@ import jax
 from jax.experimental import multihost_utils
 
 from data_pipeline.errors import UserError
-from data_pipeline.loader import make_loader
 from shortcut_tpu.cli.console import say
 from shortcut_tpu.evaluation.periodic import PeriodicEvaluation
-from shortcut_tpu.pod import partitioning
 from shortcut_tpu.runs.checkpointing import Checkpoints
 from shortcut_tpu.runs.loading import initial_state
 from shortcut_tpu.training.experiment import Experiment
+from shortcut_tpu.training.input import global_batches
 from shortcut_tpu.training.train_state import TrainState
 
 _STEPS = 3
@@ -77,20 +76,13 @@ def rehearse(
 
 
 def _steps(experiment: Experiment, state: TrainState, records: epath.PathLike) -> TrainState:
-    config, mesh = experiment.config, experiment.mesh
-    batches = make_loader(
-        records,
-        seed=config.seed,
-        batch_size=config.batch_size,
-        rows=partitioning.local_rows(mesh, config.batch_size),
-        start_step=0,
-        num_steps=min(_STEPS, config.train.num_steps),
-        max_corrupt=config.data.max_corrupt,
-    )
-    with contextlib.closing(batches):
+    config = experiment.config
+    num_steps = min(_STEPS, config.train.num_steps)
+    with global_batches(
+        config, records, experiment.mesh, start_step=0, num_steps=num_steps
+    ) as batches:
         for batch in batches:
-            on_mesh = partitioning.to_global(mesh, batch, config.batch_size)
-            state, metrics = experiment.train_step(state, on_mesh)
+            state, metrics = experiment.train_step(state, batch)
             jax.block_until_ready(experiment.summarize(metrics))
     return state
 

@@ -16,15 +16,13 @@ from etils import epath
 import jax
 from ml_collections import ConfigDict
 
-from data_pipeline import exit_reason, staging
+from data_pipeline import exit_reason
 from data_pipeline.autoencoders import load_autoencoder
-from data_pipeline.errors import UserError
-from data_pipeline.loader import make_loader
 from data_pipeline.manifest import Manifest, row_shapes
 from data_pipeline.progress import counted, terminal_bars
 from shortcut_tpu.cli import command
 from shortcut_tpu.cli import config as config_lib
-from shortcut_tpu.cli.console import duration, progress_line, say, where_things_are
+from shortcut_tpu.cli.console import duration, say, where_things_are
 from shortcut_tpu.evaluation.inputs import require_named, require_readable
 from shortcut_tpu.evaluation.memory import require_host_memory
 from shortcut_tpu.evaluation.periodic import PeriodicEvaluation
@@ -34,9 +32,10 @@ from shortcut_tpu.observability.clock import CHECKPOINT, EVALUATION, INPUT, REST
 from shortcut_tpu.observability.goodput import Goodput
 from shortcut_tpu.observability.parameters import arrays, overview
 from shortcut_tpu.observability.profiling import Profiler, StepRange, step_marker
+from shortcut_tpu.observability.reporter import Reporter
 from shortcut_tpu.observability.speed import Speed
 from shortcut_tpu.observability.watchdog import Watchdog
-from shortcut_tpu.observability.writers import concerned, make_writer
+from shortcut_tpu.observability.writers import make_writer
 from shortcut_tpu.pod import compile_cache, distributed, partitioning
 from shortcut_tpu.rehearsal import by_default, rehearse
 from shortcut_tpu.runs import skipping
@@ -44,8 +43,8 @@ from shortcut_tpu.runs import workdir as workdir_lib
 from shortcut_tpu.runs.checkpointing import Checkpoints, still_waiting
 from shortcut_tpu.runs.loading import initial_state
 from shortcut_tpu.runs.preemption import Preemption
-from shortcut_tpu.training.experiment import Experiment, needs_pairs, records_of
-from shortcut_tpu.training.prefetch import Prefetch
+from shortcut_tpu.training.experiment import Experiment
+from shortcut_tpu.training.input import global_batches, open_records
 from shortcut_tpu.training.train_state import TrainState
 
 
@@ -96,21 +95,13 @@ def _train(
     # ---------------------------------------------------------------- data
     autoencoder = load_autoencoder(config.data.autoencoder)
     require_host_memory(config, autoencoder)
-    records = staging.local(records_of(config), config.data.stage)
-    manifest = Manifest.load(records)
-    check_data(config, records_of(config), manifest)
-    manifest.require_autoencoder(autoencoder.name, autoencoder.digest)
+    records, manifest = open_records(config, autoencoder)
     if config.evaluation.every_steps:
         require_readable(config, autoencoder)
 
     # ---------------------------------------------------------------- model, objective, mesh
     experiment = Experiment.from_config(config, jax.devices(), autoencoder.scale)
-    mesh = experiment.mesh
-    say(
-        describe(experiment, manifest),
-        *recipe(config),
-        *overview(arrays(experiment.abstract_state.params)),
-    )
+    say(*introduction(experiment, manifest))
 
     # ---------------------------------------------------------------- state, fresh or restored
     checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep, config)
@@ -125,8 +116,7 @@ def _train(
         experiment, autoencoder, writer, workdir / "evaluations", bar, watchdog.alive
     )
     if first_step:
-        before = checkpoints.config(first_step)
-        workdir_lib.check_config(before, config, allow_config_change)
+        workdir_lib.check_config(checkpoints.config(first_step), config, allow_config_change)
         with clock.spending(RESTORE):
             state = checkpoints.restore(experiment.abstract_state, first_step)
         say(f"resumed from step {first_step} of {workdir / 'checkpoints'}")
@@ -146,21 +136,15 @@ def _train(
 
     # ---------------------------------------------------------------- input
     corrupt: set[int] = set()
-    loader = make_loader(
-        records,
-        seed=config.seed,
-        batch_size=config.batch_size,
-        rows=partitioning.local_rows(mesh, config.batch_size),
-        start_step=min(first_step, num_steps),
-        num_steps=num_steps,
-        num_threads=config.data.num_threads,
-        prefetch=config.data.prefetch,
-        max_corrupt=config.data.max_corrupt,
-        corrupt=corrupt,
-    )
-    held.callback(loader.close)
     batches = held.enter_context(
-        Prefetch(loader, lambda batch: partitioning.to_global(mesh, batch, config.batch_size))
+        global_batches(
+            config,
+            records,
+            experiment.mesh,
+            start_step=first_step,
+            num_steps=num_steps,
+            corrupt=corrupt,
+        )
     )
 
     # ---------------------------------------------------------------- loop
@@ -168,8 +152,9 @@ def _train(
         # The run may have ended in the middle of it.
         with clock.spending(EVALUATION):
             evaluation.unless_done(first_step, state.emas["evaluation"])
-    model_flops = experiment.model_flops(row_shapes(manifest.fields))
-    speed = Speed(clock, first_step, config.batch_size, model_flops, mesh)
+    flops = experiment.model_flops(row_shapes(manifest.fields))
+    speed = Speed(clock, first_step, config.batch_size, flops, experiment.mesh)
+    report = Reporter(experiment, writer, speed, goodput, clock)
     step, preempted, metrics = first_step, False, None
     for step in counted(bar, "steps", range(first_step + 1, num_steps + 1)):
         watchdog.alive()
@@ -189,15 +174,11 @@ def _train(
             skipping.stop(step, state, config, manifest.num_records, workdir, checkpoints)
 
         if log_due:
-            found = experiment.summarize(metrics) | experiment.summarize_state(state)
-            scalars = {f"train/{k}": v for k, v in concerned(jax.device_get(found)).items()}
-            scalars |= speed.interval(step)
-            goodput.record(step, clock.read().wall)
-            scalars["perf/goodput"] = goodput.share()
-            scalars["perf/checkpoint_failures"] = checkpoints.failures
-            scalars["train/corrupt_records"] = len(corrupt)
-            writer.write_scalars(step, scalars)
-            say(progress_line(step, num_steps, scalars, scalars["perf/step_seconds"]))
+            counts = {
+                "perf/checkpoint_failures": checkpoints.failures,
+                "train/corrupt_records": len(corrupt),
+            }
+            report(step, state, metrics, counts)
 
         if save_due:
             with clock.spending(CHECKPOINT):
@@ -235,49 +216,19 @@ def due(step: int, every_steps: int, num_steps: int) -> bool:
     return every_steps > 0 and step > 0 and (step % every_steps == 0 or step == num_steps)
 
 
-def check_data(config: ConfigDict, records: str, manifest: Manifest) -> None:
-    """Compares the config with the records that it names.
-
-    Raises:
-      UserError: they differ; the message holds the overrides that mend it.
-    """
-    data = config.data
-    if manifest.holds_pairs != needs_pairs(config):
-        held = "pairs, which data.path may not" if manifest.holds_pairs else "no pairs"
-        raise UserError(f"{records} holds {held}; data.pairs is for those")
-    shape = manifest.latent_shape
-    if len(shape) == 3 and shape[0] != shape[1]:
-        raise UserError(f"{records} holds latents of shape {shape}, not square")
-    if len(shape) != 3 and config.evaluation.every_steps:
-        raise UserError(
-            "actions have no distances to images: give --config.evaluation.every_steps=0 and score "
-            "with `python -m shortcut_tpu.rollout`"
-        )
-    said = data.to_dict() | {"autoencoder": data.autoencoder.partition(":")[0]}
-    wrong = [f"--config.data.{k}={v}" for k, v in manifest.data_keys.items() if said[k] != v]
-    if wrong:
-        raise UserError(f"{records}: the records are not of this config; give {' '.join(wrong)}")
-
-
-def describe(experiment: Experiment, manifest: Manifest) -> str:
-    """One line on what is about to run."""
+def introduction(experiment: Experiment, manifest: Manifest) -> list[str]:
+    """What is about to run: a line on it, one on its recipe, and a table of its parameters."""
     config, mesh = experiment.config, experiment.mesh
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(experiment.abstract_state.params))
-    shape = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
-    return (
+    params = experiment.abstract_state.params
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
+    return [
         f"{experiment.objective.name}: {parameters / 1e6:.3g}M parameters, batch "
         f"{config.batch_size}, {manifest.num_records} records; {jax.process_count()} processes, "
-        f"{mesh.size} {mesh.devices.flat[0].device_kind} devices ({shape})"
-    )
-
-
-def recipe(config: ConfigDict) -> list[str]:
-    """A line on the published recipe that a config takes, and what it has of its own; or none."""
-    taken, own = config.objective.recipe, config_lib.from_recipe(config)
-    if not taken:
-        return []
-    others = ", ".join(key for key, same in own.items() if not same)
-    return [f"as published for {taken}" + (f", but for {others}" if others else "")]
+        f"{mesh.size} {mesh.devices.flat[0].device_kind} devices "
+        f"({partitioning.in_words(mesh.shape)})",
+        *config_lib.recipe_lines(config),
+        *overview(arrays(params)),
+    ]
 
 
 def define_flags() -> None:

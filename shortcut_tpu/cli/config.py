@@ -299,3 +299,12 @@ def restore(workdir: epath.PathLike) -> ConfigDict:
         raise UserError(f"{path}: no such file; is {workdir} the --workdir of a run?") from None
     except (ValueError, UserError) as error:
         raise UserError(f"{path}: not a config: {error}") from None
+
+
+def recipe_lines(config: ConfigDict) -> list[str]:
+    """A line on the published recipe that a config takes, and what it has of its own; or none."""
+    taken, own = config.objective.recipe, from_recipe(config)
+    if not taken:
+        return []
+    others = ", ".join(key for key, same in own.items() if not same)
+    return [f"as published for {taken}" + (f", but for {others}" if others else "")]

@@ -34,8 +34,9 @@ from shortcut_tpu.compiled.roofline import Roofline
 from shortcut_tpu.evaluation.generator import make_generator
 from shortcut_tpu.pod import partitioning
 from shortcut_tpu.pod.topologies import Topology
-from shortcut_tpu.training.experiment import Experiment, latent_shape, needs_pairs
+from shortcut_tpu.training.experiment import Experiment, latent_shape
 from shortcut_tpu.training.flops import count_flops, kernel_flops, layer_passes
+from shortcut_tpu.training.input import needs_pairs
 
 PROGRAMS = ("train", "sample", "forward")
 # What makes figures of a compiled program, beside this package.

@@ -34,7 +34,8 @@ from shortcut_tpu.evaluation.memory import config_bytes, require_host_memory
 from shortcut_tpu.evaluation.protocols import get_protocol
 from shortcut_tpu.pod import partitioning
 from shortcut_tpu.pod.topologies import Topology
-from shortcut_tpu.training.experiment import Experiment, records_of
+from shortcut_tpu.training.experiment import Experiment
+from shortcut_tpu.training.input import records_of
 
 GIB = 2**30
 # Linux gives a file system in memory half of it, unless it is told otherwise.
@@ -343,7 +344,7 @@ def report(found: Mapping[str, Any]) -> list[str]:
         "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
         for row in rows
     ]
-    mesh = ", ".join(f"{axis} {size}" for axis, size in found["mesh"].items())
+    mesh = partitioning.in_words(found["mesh"])
     return [
         f"{found['topology']}, {found['chips']} chips as ({mesh}), {found['hosts']} hosts",
         *lines,

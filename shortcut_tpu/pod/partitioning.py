@@ -48,6 +48,11 @@ RULES: tuple[tuple[str, P], ...] = (
 )
 
 
+def in_words(shape: Mapping[str, int]) -> str:
+    """A mesh's shape, such as "data 16, fsdp 16, stride 1, tensor 1"."""
+    return ", ".join(f"{axis} {size}" for axis, size in shape.items())
+
+
 def choose_shape(
     axes: Mapping[str, int],
     num_devices: int,

@@ -19,10 +19,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import optax
 
-from data_pipeline.errors import UserError
 from shortcut_tpu.models import Model
 from shortcut_tpu.models.placement import placed
-from shortcut_tpu.objectives import Objective, make_objective
+from shortcut_tpu.objectives import Objective
 from shortcut_tpu.objectives.base import TEACHER
 from shortcut_tpu.pod import partitioning
 from shortcut_tpu.training.flops import count_flops
@@ -33,35 +32,6 @@ from shortcut_tpu.training.train_step import make_train_step
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-def needs_pairs(config: ConfigDict) -> bool:
-    """Whether a config trains on `data.pairs`.
-
-    Raises:
-      UserError: it names no objective.
-    """
-    try:
-        return make_objective(config.objective.to_dict()).needs_pairs
-    except ValueError as error:
-        raise UserError(str(error)) from None
-
-
-def records_of(config: ConfigDict) -> str:
-    """The folder of records that a config trains on.
-
-    Raises:
-      UserError: its objective needs pairs and none are named.
-    """
-    if not needs_pairs(config):
-        return config.data.path
-    if not config.data.pairs:
-        raise UserError(
-            f"{config.objective.name} trains on pairs: make them with `python -m "
-            "shortcut_tpu.generate_pairs --workdir=TEACHER --output=DIR` and give "
-            "--config.data.pairs=DIR"
-        )
-    return config.data.pairs
 
 
 def latent_shape(data: ConfigDict) -> tuple[int, ...]:

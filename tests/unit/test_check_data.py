@@ -8,7 +8,7 @@ import pytest
 from data_pipeline.errors import UserError
 from data_pipeline.manifest import Manifest
 from shortcut_tpu.cli import config as config_lib
-from shortcut_tpu.train import check_data
+from shortcut_tpu.training.input import check_data
 
 
 @pytest.mark.parametrize(

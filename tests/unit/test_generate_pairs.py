@@ -22,8 +22,9 @@ from shortcut_tpu.evaluation.labels import balanced_labels
 from shortcut_tpu.generate_pairs import FIRST_PAIR, Asked
 from shortcut_tpu.runs.checkpointing import Checkpoints
 from shortcut_tpu.runs.loading import Run, load_run
-from shortcut_tpu.train import check_data, train
-from shortcut_tpu.training.experiment import Experiment, records_of
+from shortcut_tpu.train import train
+from shortcut_tpu.training.experiment import Experiment
+from shortcut_tpu.training.input import check_data, records_of
 
 ASKED = Asked(num_pairs=50, steps=3, shard_records=16)
 

@@ -20,8 +20,9 @@ from shortcut_tpu.models import NETWORKS, configure
 from shortcut_tpu.objectives import OBJECTIVES, Inputs, base
 from shortcut_tpu.rollout import table
 from shortcut_tpu.runs.loading import load_run
-from shortcut_tpu.train import check_data, train
+from shortcut_tpu.train import train
 from shortcut_tpu.training.experiment import Experiment
+from shortcut_tpu.training.input import check_data
 
 ROWS, HORIZON, ACTION, OBSERVATION = 32, 4, 3, 5
 TASK = load_task("pusht_toy")

@@ -22,7 +22,7 @@ from shortcut_tpu.evaluation.generator import make_generator
 from shortcut_tpu.objectives import OBJECTIVES
 from shortcut_tpu.runs.checkpointing import Checkpoints
 from shortcut_tpu.runs.workdir import check_config
-from shortcut_tpu.train import recipe, train
+from shortcut_tpu.train import train
 from shortcut_tpu.training.experiment import Experiment
 
 # What the papers and their official code say of a run on ImageNet 256x256 at DiT-B/2.
@@ -131,7 +131,7 @@ def test_the_command_line_chooses_the_recipe_and_wins_over_it() -> None:
     assert (config.objective.name, config.objective.recipe) == ("meanflow", "meanflow")
     assert (config.optimizer.b2, config.optimizer.weight_decay) == (0.99, 0.0)
     assert config.emas.to_dict() == {"evaluation": 0.9999}
-    (line,) = recipe(config)
+    (line,) = config_lib.recipe_lines(config)
     assert line == "as published for meanflow, but for optimizer.b2"
     # Another one's, and a key that only its recipe makes.
     other = parsed(
@@ -148,7 +148,7 @@ def test_the_command_line_chooses_the_recipe_and_wins_over_it() -> None:
     assert (mixed.objective.name, mixed.optimizer.weight_decay) == ("meanflow", 0.1)
     digits = parsed("--config=digits", "--config.objective.name=meanflow")
     assert (digits.objective.recipe, digits.optimizer.weight_decay) == ("", 0.01)
-    assert recipe(digits) == []
+    assert config_lib.recipe_lines(digits) == []
 
 
 def test_a_files_choices_win_over_the_recipe(tmp_path: Path) -> None:

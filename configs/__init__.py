@@ -1,1 +1,1 @@
-"""One file a run; `common.py` documents every key. `get_config()` returns the run's ConfigDict."""
+"""One file for each run; `common.py` documents every key."""

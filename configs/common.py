@@ -1,4 +1,4 @@
-"""Every key of a config, documented once, with the defaults that a run starts from.
+"""Every key of a config, with its meaning, default and limits.
 
 Usage, in a config file:
   from configs import common

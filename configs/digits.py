@@ -1,4 +1,4 @@
-"""8x8 handwritten digits, class-conditional: the whole job in minutes on a laptop.
+"""8x8 handwritten digits, class-conditional: a whole run in minutes on a laptop.
 
 ./launch/local_pod.sh --config=digits
 

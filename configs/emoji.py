@@ -1,4 +1,4 @@
-"""3786 emoji of 64x64 pixels in ten categories, latent, class-conditional: ImageNet's rehearsal.
+"""3786 emoji of 64x64 pixels in ten categories, latent, class-conditional: a small ImageNet.
 
   launch/setup_venv.sh evaluation
   npm pack emoji-datasource-google@16.0.0

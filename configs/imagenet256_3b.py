@@ -1,4 +1,4 @@
-"""ImageNet 256x256, a DiT of 3.0 billion parameters: weights that no chip could hold whole.
+"""ImageNet 256x256, a DiT of 3.0 billion parameters: too large for one chip.
 
   python -m shortcut_tpu.preflight --config=imagenet256_3b --topology=v5p-128    # or v6e-256
   python -m shortcut_tpu.train --config=imagenet256_3b --workdir=gs://BUCKET/RUN \\

@@ -1,4 +1,4 @@
-"""What the value of a config's key may be.
+"""The limits of config values.
 
 Usage:
   config.batch_size = Key(256, Whole(1))

@@ -1,4 +1,4 @@
-"""A policy that pushes a block to a goal, learned from demonstrations: shortcut models on actions.
+"""A policy that pushes a block to a goal, learned from demonstrations.
 
 ./launch/local_pod.sh --config=pusht_toy
 

@@ -1,4 +1,4 @@
-"""What each method's own paper trains it with: its published recipe, as far as it has one.
+"""The published training recipe of each method.
 
 A config whose file starts from `recipes.get_config()`, in place of `common.get_config()`, takes the
 recipe of the method that it is started with: `--config=imagenet256_b

@@ -1,4 +1,4 @@
-"""Images to latent records to batches; knows nothing of training.
+"""From images to latent records to batches.
 
 Usage:
     $ python -m data_pipeline.encode_latents --source=digits --autoencoder=identity --output=DIR

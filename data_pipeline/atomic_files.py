@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, on a disk or in a bucket.
+"""Writes files that appear whole or not at all, on a disk or in a bucket.
 
 On a disk a file is written under another name and renamed. In a bucket every file appears when its
 upload is through, so it needs no other name.

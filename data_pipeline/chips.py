@@ -1,4 +1,4 @@
-"""Who has the TPU chips of this machine: only one process at a time can.
+"""Checks which process uses this machine's TPU chips; only one can.
 
 A second one that joined the pod in the place of the first would take the first one's run down, so
 this is asked before anything is joined.

@@ -1,4 +1,4 @@
-"""What every command does with its flags: help on one screen, mistakes in one line.
+"""Parses flags: help on one screen, mistakes in one line.
 
 A flag that is given twice is refused, for the last one would win in silence: a shell makes several
 of --source=train-{00..12}.tar where it is not quoted. A path may begin with ~ wherever it stands,

@@ -1,4 +1,4 @@
-"""Sources as batches of pixels; image files are decoded in processes of their own.
+"""Reads sources as batches of pixels; separate processes decode image files.
 
 Usage:
     with open_reader(source, Preprocessing("adm", 256), workers=8) as reader:

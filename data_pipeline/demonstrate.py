@@ -1,4 +1,4 @@
-"""Writes an expert's demonstrations of a simulated task as records of observations and actions.
+"""Records an expert's demonstrations of a simulated task.
 
 A record is an observation [O] and the chunk of actions [horizon, A] that the expert does from
 there; where several ways are equally good it tosses a coin for each chunk. Between the records its

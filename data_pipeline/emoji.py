@@ -1,4 +1,4 @@
-"""The 64x64 Noto emoji of npm's emoji-datasource-google as an image folder, a class a category.
+"""Unpacks npm's emoji-datasource-google (64x64 Noto emoji) into a folder for each category.
 
 Real colour pictures that a registry has where no data set can be fetched: 3786 of them in ten
 categories, by Google under the Apache License 2.0.

@@ -1,4 +1,4 @@
-"""Encodes a source of images into a folder of latent records.
+"""Encodes images into a folder of latent records.
 
 Stopped at any moment and started again, it keeps the finished shards, and the folder ends up with
 the same bytes as after an unbroken run; so it does on any number of hosts that share the folder,

@@ -1,4 +1,4 @@
-"""Batches of pixels to latents, on all accelerators of this host.
+"""Encodes batches of pixels on all accelerators of this host.
 
 Usage:
     encoder = Encoder(autoencoder, image_shape=(256, 256, 3), flips=True)

@@ -1,4 +1,4 @@
-"""Errors that the user of a command can cause, and how a command reports them.
+"""Errors that a user can cause, and how commands report them.
 
 A supervisor, if there is one, is told that starting again is of no use.
 

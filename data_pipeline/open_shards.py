@@ -1,4 +1,4 @@
-"""Random access to the records of many ArrayRecord files, few of them open at a time.
+"""Random access to the records of many ArrayRecord files, with few of them open.
 
 Usage:
     shards = OpenShards(paths, counts)

@@ -1,4 +1,4 @@
-"""Trees of arrays from a pickle, without running what it names.
+"""Reads trees of arrays from a pickle without running code.
 
 A pickle can name any function and have it called. The reader here knows the names that trees of
 numpy and JAX arrays need and gives inert stand-ins for them; an optimizer's state becomes plain

@@ -1,4 +1,4 @@
-"""Latent records in ArrayRecord shards: writing one, reading any, checking all.
+"""Writes, reads and checks latent records in ArrayRecord shards.
 
 A record is a fixed number of bytes, so that a whole batch is decoded by one `np.frombuffer`.
 

@@ -1,4 +1,4 @@
-"""Records of a bucket, or of a slow disk, copied to where a host reads them fast.
+"""Copies records from a bucket or a slow disk to where this host reads them fast.
 
 Random reads of single records from a bucket would starve a chip; all latents of ImageNet fit the
 memory of a TPU VM, which is the default place. The copy is made once a machine, checked against the

@@ -1,4 +1,4 @@
-"""What the system says when it cannot read, which is never a verdict on what was to be read.
+"""Tells the system's own failures apart from damaged files.
 
 Too many open files, a failing disk or a lost network share are named as themselves, whoever meets
 them: a reader that would otherwise speak of damage asks here first. Those that may pass are tried

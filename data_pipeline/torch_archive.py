@@ -1,4 +1,4 @@
-"""Tensors from the files that `torch.save` writes, without torch and without running their code.
+"""Reads tensors from the files of `torch.save`, without torch and without running code.
 
 Such a file is a pickle that says what goes where, with the tensors' bytes beside it: in a zip
 archive, or, before torch 1.6, behind the pickle in the same file. A pickle can name any function

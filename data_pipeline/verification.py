@@ -1,4 +1,4 @@
-"""Reads a folder of latent records back, every byte and every record.
+"""Verifies a folder of records: every byte and every record.
 
 Usage:
     manifest = verify_records("DIR")

@@ -1,1 +1,1 @@
-"""Ways to start a run: rehearsed here, or on a pod."""
+"""Starts runs: rehearsed on this machine, or on a pod."""

@@ -1,4 +1,4 @@
-"""The gcloud client as functions: TPU nodes, queued resources, shells on their workers.
+"""Calls gcloud: TPU nodes, queued resources, shells on workers.
 
 Arguments go to gcloud as a list, never through a shell of this machine.
 

@@ -1,4 +1,4 @@
-"""What gcloud complains of: the reason in one line, its kind, and what helps.
+"""Explains gcloud's errors: the reason in one line, its kind, and what helps.
 
 gcloud says it in many forms: after warnings, over several lines, as JSON, as YAML, as a crash of
 its own, or as a page of the server between.

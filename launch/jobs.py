@@ -1,4 +1,4 @@
-"""What the launchers can run on a pod: training, and the other commands that use all hosts.
+"""The jobs that launchers can run on a pod: training and the other commands for all hosts.
 
 Usage:
   JOBS["evaluate"].arguments(workdir="gs://BUCKET/RUN", more=["--steps=1,4"])

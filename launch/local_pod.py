@@ -1,4 +1,4 @@
-"""Rehearses a config's whole run on this machine, as a pod of several processes.
+"""Rehearses a config's whole run on this machine; each process plays a host of a pod.
 
   ./launch/local_pod.sh --config=digits
   ./launch/local_pod.sh --config=digits --hosts=4 --workdir=runs/four --config.seed=1

@@ -1,4 +1,4 @@
-"""A pod of TPU VMs: found by its name, made, waited for, made anew when it is preempted, deleted.
+"""Finds, creates, awaits, re-creates and deletes a pod of TPU VMs.
 
 How a pod was made, by itself or by the queue, and of how many slices, is found and not told.
 

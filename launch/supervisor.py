@@ -1,4 +1,4 @@
-"""Keeps a command alive: starts it again when it dies, as one process or as a group of them.
+"""Restarts a command, or a group of processes, whenever it dies.
 
   python -m launch.supervisor --max_restarts=50 -- -m shortcut_tpu.train --config=... --workdir=...
 

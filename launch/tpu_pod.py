@@ -1,4 +1,4 @@
-"""Trains a config on a TPU pod and keeps it training; for machines with gcloud.
+"""Trains a config on a TPU pod and resumes it after preemption; needs gcloud.
 
   launch/tpu_pod.sh --config=imagenet256_xl --name=NAME --zone=us-central1-a \\
       --type=v5litepod-256 --workdir=gs://BUCKET/RUN \\

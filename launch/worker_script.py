@@ -1,4 +1,4 @@
-"""The script that every worker of a pod runs: at boot, and over ssh on a pod that is up already.
+"""The script that a pod's workers run, at boot or over ssh.
 
 It fetches the code, installs it, ends the run before and starts this one under the supervisor.
 

@@ -1,4 +1,4 @@
-"""shortcut_tpu: one-step and few-step image generators trained on TPU pods."""
+"""Trains one-step and few-step image generators on TPU pods."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Trains and scores methods on equal terms, and prints the table and the figure of them.
+"""Trains and scores methods with equal budgets, and prints a table and a figure.
 
   python -m shortcut_tpu.compare --config=digits --methods=all
   python -m shortcut_tpu.compare --config=digits --methods=shortcut,meanflow --seeds=3

@@ -1,4 +1,4 @@
-"""Weights of other repositories made runs, and runs made files for others.
+"""Imports published weights as a run, or exports a run's weights.
 
   python -m shortcut_tpu.convert --from=official --weights=FILE --config=imagenet256_b --workdir=DIR
   python -m shortcut_tpu.convert --from=dit --weights=DiT-XL-2-256x256.pt --config=imagenet256_xl \\

@@ -1,4 +1,4 @@
-"""Scores a checkpoint at any list of step counts, or a file of samples.
+"""Scores a checkpoint at the given numbers of sampling steps, or a file of samples.
 
   python -m shortcut_tpu.evaluate --workdir=runs/digits --steps=1,4,128 --json=scores.json
   python -m shortcut_tpu.evaluate --workdir=RUN --protocol=adm --features=inception:WEIGHTS \\

@@ -1,4 +1,4 @@
-"""Writes the samples of a trained run, each with its noise and label, as records to train on.
+"""Records a trained run's samples with their noises and labels, to train on.
 
   python -m shortcut_tpu.generate_pairs --workdir=runs/teacher --num_pairs=50000 --steps=128 \\
       --output=data/pairs

@@ -1,4 +1,4 @@
-"""Times a config's programs on the devices at hand, beside the limits that their compiler states.
+"""Times a config's programs on the devices at hand, beside the compiler's limits.
 
   launch/tpu_pod.sh --config=imagenet256_xl --job=measure ...        # a pod, in about five minutes
   python -m shortcut_tpu.measure --config=imagenet256_b              # this machine

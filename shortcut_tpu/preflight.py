@@ -1,4 +1,4 @@
-"""Compiles a config's programs for a TPU pod, here, and says whether they fit and what bounds them.
+"""Compiles a config for a TPU pod on this machine, and prints whether it fits and what bounds it.
 
   python -m shortcut_tpu.preflight --config=imagenet256_xl --topology=v5e-256
   python -m shortcut_tpu.preflight --config=imagenet256_xl --topology="2x v5e-256" \\

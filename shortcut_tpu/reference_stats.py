@@ -1,4 +1,4 @@
-"""Makes the statistics of real images that samples are compared with.
+"""Computes the statistics of real images that distances are measured against.
 
   python -m shortcut_tpu.reference_stats --source=imagefolder:ILSVRC/train --image_size=256 \\
       --protocol=adm --features=inception:WEIGHTS --output=imagenet256_adm.npz

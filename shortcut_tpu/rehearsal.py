@@ -1,4 +1,4 @@
-"""The acts of a long run, once each, before its first step: what is going to fail fails now.
+"""Tries every part of a long run once before its first step, so that it fails early.
 
 Three steps, a save, a restore and a batch of every evaluation, at their real size and by the
 programs of the run, which need not be compiled again. Nothing stays: states come from the seed, and

@@ -1,4 +1,4 @@
-"""One or several runs in one HTML file that needs nothing else.
+"""Writes one or several runs as one self-contained HTML file.
 
   python -m shortcut_tpu.report --workdir=runs/digits
   python -m shortcut_tpu.report --workdir=runs/a --workdir=runs/b --output=a_and_b.html

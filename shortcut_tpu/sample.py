@@ -1,4 +1,4 @@
-"""Draws samples of a checkpoint: a sheet, or the arrays.
+"""Draws samples of a checkpoint as a sheet or as arrays.
 
   python -m shortcut_tpu.sample --workdir=runs/digits --output=sheet.png
   python -m shortcut_tpu.sample --workdir=runs/digits --steps=1,4,128 --labels=3,7 --output=s.png

@@ -1,4 +1,4 @@
-"""Autoencoders by name; `base.Autoencoder` holds their contract.
+"""Autoencoders by name; `base.Autoencoder` is their interface.
 
 Usage:
     autoencoder = load_autoencoder("sd-vae-ft-mse:DIR")  # NAME or NAME:WEIGHTS

@@ -1,4 +1,4 @@
-"""What every autoencoder offers.
+"""The interface of autoencoders.
 
 Usage:
     class TinyAutoencoder:  # matches `Autoencoder` by its members; no need to inherit

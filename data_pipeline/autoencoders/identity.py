@@ -1,4 +1,4 @@
-"""The autoencoder of pixel space: the latent is the image.
+"""The identity: latents are pixels.
 
 Usage:
     mean, std = Identity().encode(images)  # mean is images, std is None

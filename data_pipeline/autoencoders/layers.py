@@ -1,4 +1,4 @@
-"""The layers that autoencoders are made of, on weights that go by torch's names.
+"""Layers of autoencoders, with weights under torch's names.
 
 A network is a function of `Layers` and its input, which says once what it computes and which
 weights it needs.

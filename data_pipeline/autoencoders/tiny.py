@@ -1,4 +1,4 @@
-"""The TAESD family: tiny distilled autoencoders into the latent spaces of large ones.
+"""The TAESD family: small autoencoders for the latent spaces of large ones.
 
 The architecture is that of https://github.com/madebyollin/taesd (MIT): residual blocks of 3x3
 convolutions, 64 wide, and three halvings. A latent is a point; there is no posterior.

@@ -1,4 +1,4 @@
-"""Weights from the user's files: read whole, identified by their SHA-256, and checked by shape.
+"""Reads weights from the user's files and checks names and shapes; identified by SHA-256.
 
 Usage:
     tensors, digest = read_safetensors("DIR/diffusion_pytorch_model.safetensors")

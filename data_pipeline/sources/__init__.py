@@ -1,4 +1,4 @@
-"""Labelled images, by `KIND` or `KIND:PATH`.
+"""Sources of labelled images, by `KIND` or `KIND:PATH`.
 
 Usage:
     source = open_source("digits")               # scikit-learn's digits

@@ -1,4 +1,4 @@
-"""What every source of images offers, and what the sources of image files share.
+"""The interface of image sources, and what sources of image files share.
 
 Usage:
     class TinySource:  # matches `Source` or `EncodedSource` by its members; no need to inherit

@@ -1,4 +1,4 @@
-"""The order of a source's classes, which is what their numbers mean.
+"""The order of a source's classes, which gives them their numbers.
 
 A list that comes with a data set decides: `classes.txt` or TFDS's `label.labels.txt` beside the
 images, a class a line. Without one, classes that are numbered are in the order of their numbers,

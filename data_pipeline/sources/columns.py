@@ -1,4 +1,4 @@
-"""Which column, feature or file of a sample is its image, and which its label.
+"""Finds a sample's image and label among its columns, features or files.
 
 Usage:
     pick(schema.names, IMAGES, "", "image", path)     # "img"

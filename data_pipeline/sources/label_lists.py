@@ -1,4 +1,4 @@
-"""Lists of files and their classes, as people and spreadsheets write them.
+"""Reads lists of files and their classes.
 
 One file a line, `NAME CLASS`, apart by a tab, a comma, a semicolon or blanks. Where a character
 separates, fields may be quoted, and a header line may name the columns. With blanks all that

@@ -1,4 +1,4 @@
-"""tf.train.Example messages read without TensorFlow, whose import takes seconds.
+"""Reads tf.train.Example messages without TensorFlow, whose import takes seconds.
 
 Usage:
     parse_example(record)  # {"image": [b"..."], "label": [207]}, or None

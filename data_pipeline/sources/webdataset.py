@@ -1,4 +1,4 @@
-"""Tar shards in the WebDataset form: files that share a name up to its first dot are one sample.
+"""Tar shards in WebDataset's form: files with the same name up to the first dot are one sample.
 
 A sample is an image (.jpg, .png, .webp and so on) and its label: a .cls file with a number, or a
 .json file whose `label` or `cls` is one; `columns` has the other usual keys. Other files are left

@@ -1,4 +1,4 @@
-"""Simulated tasks by name, for policies; `base.Task` holds their contract.
+"""Simulated tasks for policies, by name; `base.Task` is their interface.
 
 Usage:
     task = load_task("pusht_toy")

@@ -1,4 +1,4 @@
-"""What every simulated task offers, and how chance enters one.
+"""The interface of simulated tasks, and their random numbers.
 
 Usage:
     class Reach:  # matches `Task` by its members; no need to inherit

@@ -1,1 +1,1 @@
-"""The same run on Google Kubernetes Engine: a JobSet, an XPK command and an image."""
+"""Runs on Google Kubernetes Engine: a JobSet, an XPK command and an image."""

@@ -1,4 +1,4 @@
-"""Prints a run as a JobSet, or as a command of XPK.
+"""Prints a run as a JobSet for GKE, or as an XPK command.
 
   python -m launch.gke --config=imagenet256_xl --name=xl --type=v5litepod-256 --image=IMAGE \\
       --workdir=gs://BUCKET/RUN --config.evaluation.features=inception:gs://BUCKET/inception.pth \\

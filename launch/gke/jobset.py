@@ -1,4 +1,4 @@
-"""A run as a JobSet of Kubernetes: one Job a slice, one pod a VM.
+"""Builds the JobSet of a run: one Job for each slice, one Kubernetes pod for each VM.
 
 What ends a pod decides what becomes of the run. A node that is taken away (preemption, maintenance)
 costs no restart: its pods are made again, and the others wait for them. What a person has to mend

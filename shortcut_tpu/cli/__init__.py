@@ -1,1 +1,1 @@
-"""How commands start, what they are told and what they say."""
+"""The command line: flags, configs and console output."""

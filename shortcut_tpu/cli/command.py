@@ -1,4 +1,4 @@
-"""How a command starts and how it fails: flags, help, and user errors in one line.
+"""Starts commands: parses flags, prints help, and reports user errors in one line.
 
 Usage, at the end of a command's file:
   def define_flags() -> None:

@@ -1,4 +1,4 @@
-"""Configs from the command line: `--config=NAME_or_PATH --config.a.b=value`.
+"""Reads configs from the command line: `--config=NAME_or_PATH --config.a.b=value`.
 
 Usage:
   arguments = prepare_arguments(sys.argv)   # names become paths, unknown keys are refused

@@ -1,4 +1,4 @@
-"""The console of a run: one line a log interval, readable over ssh."""
+"""Prints a run's progress: one line for each log interval, readable over ssh."""
 
 from collections.abc import Mapping
 import datetime

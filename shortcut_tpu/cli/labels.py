@@ -1,4 +1,4 @@
-"""Labels that a user names, by number, by class name, or null for none; and their names.
+"""Parses labels given by number, by class name or as null, and names labels.
 
 Usage:
   parse_labels("3,goldfish,null", config.data)    # [3, 1, 1000]

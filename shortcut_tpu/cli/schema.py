@@ -1,4 +1,4 @@
-"""A config held against what it may say, before anything is read, compiled or written.
+"""Checks a config's keys and values before anything is read, compiled or written.
 
 Each key by itself is `config.check_values`'s; here they are held against one another.
 

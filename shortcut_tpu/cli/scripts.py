@@ -1,4 +1,4 @@
-"""The commands as console scripts: `shortcut-train` is `python -m shortcut_tpu.train`.
+"""Console scripts: `shortcut-train` runs `python -m shortcut_tpu.train`.
 
 pyproject.toml gives each its name.
 """

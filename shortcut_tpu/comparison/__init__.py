@@ -1,1 +1,1 @@
-"""What `compare` is made of: each method's run, the table, the claims."""
+"""The parts of `compare`: each method's run, the table, the paper's claims."""

@@ -1,4 +1,4 @@
-"""The run of one method in a comparison: its config, and what its training costs.
+"""The config of one method in a comparison, and what its training costs.
 
 Usage:
   run = method_config(with_recipe(config, "meanflow"), "meanflow", seed=0)

@@ -1,4 +1,4 @@
-"""What the shortcut paper claims of its method, checked against distances that were measured.
+"""Checks the claims of the shortcut paper against measured distances.
 
 Usage:
   lines = check({"shortcut": {1: 0.5, 4: 0.2, 128: 0.2}, "flow_matching": {...}})

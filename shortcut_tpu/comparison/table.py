@@ -1,4 +1,4 @@
-"""The table of a comparison: a row a method, a column a number of sampling steps.
+"""The table of a comparison: a row for each method, a column for each number of steps.
 
 Usage:
   rows = [Row("shortcut", [{1: 0.27, 4: 0.12}], cost=1.17, phases=1, learning_rate=6e-3)]

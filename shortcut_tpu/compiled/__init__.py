@@ -1,1 +1,1 @@
-"""What a compiled program does, read from its scheduled HLO: operations, collectives, limits."""
+"""Analyses compiled programs from their scheduled HLO: operations, transfers, limits."""

@@ -1,4 +1,4 @@
-"""A config's program compiled for a pod, and the figures that the compiler's result holds.
+"""Compiles a config's program for a pod and collects the figures of the result.
 
 Usage:
   figures = analyse(config, Topology.parse("v5e-256"))

@@ -1,4 +1,4 @@
-"""What a compiled program moves between devices: operation, bytes, mesh axis, count, overlap.
+"""Lists a program's transfers between devices: operation, bytes, mesh axis, count, overlap.
 
 Usage:
   program = Program.parse(compiled.as_text())

@@ -1,4 +1,4 @@
-"""Operations and memory traffic of a compiled program, with the turns of its loops.
+"""Counts operations and memory traffic of a compiled program, loops included.
 
 `compiled.cost_analysis()` counts the body of a loop once; these count it as often as it turns.
 

@@ -1,4 +1,4 @@
-"""What a program takes of a chip at the most, counted from its shapes: compiling may take too long.
+"""Bounds a program's memory on a chip from its shapes, where compiling would take too long.
 
 A TPU's compiler takes a second or more for each bfloat16 pass of each convolution, and one in
 float32 has six: a decoder or a feature network is a quarter of an hour on two cores.

@@ -1,4 +1,4 @@
-"""What the TPU compiler's scheduler took each operation of a program to cost, in cycles of a chip.
+"""Reads the cycles that the TPU compiler's scheduler assigned to each operation.
 
 Fusions, copies, converts, reductions and slices carry `estimated_cycles` in their `backend_config`.
 Transfers between chips, copies that run beside the computation and Pallas kernels carry none.

@@ -1,4 +1,4 @@
-"""How long a step takes by the compiler's own cycles, beside the limit that a roofline is.
+"""Estimates the time of a step from the compiler's cycles, beside the roofline.
 
 Usage:
   estimate = Estimate.of(operations(program, chip), moved, roofline, mesh)

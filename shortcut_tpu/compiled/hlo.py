@@ -1,4 +1,4 @@
-"""A compiled program's scheduled HLO as instructions, each with how often it is executed.
+"""Parses scheduled HLO into instructions, each with how often it is executed.
 
 Usage:
   program = Program.parse(compiled.as_text())

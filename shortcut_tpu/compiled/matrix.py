@@ -1,4 +1,4 @@
-"""Configs and pods in one table, as preflight finds them.
+"""The table of `preflight --all`: configs and pods.
 
 Usage:
   known = read_rows("pods.json")                         # of a run before, which may have died

@@ -1,4 +1,4 @@
-"""What a training step must move between chips, whatever the compiler makes of it.
+"""The least number of bytes that a train step must move between chips.
 
 Usage:
   needed = required_bytes(experiment, passes=layer_passes(step, depth, *arguments))

@@ -1,4 +1,4 @@
-"""How long a step takes at the least: by its products, its memory traffic, its network.
+"""The least time of a step by its products, its memory traffic and its transfers.
 
 Usage:
   roofline = Roofline.of(flops, hbm_bytes, collectives, topology, mesh)

@@ -1,4 +1,4 @@
-"""The layout with which a config's step takes the least estimated time an image on a pod.
+"""Searches the layout with the least estimated time for each image on a pod.
 
 Usage:
   rows = list(search(config, Topology.parse("v5e-256"), known={}, say=print))

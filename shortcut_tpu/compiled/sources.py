@@ -1,4 +1,4 @@
-"""Where in Python an instruction of a compiled program comes from.
+"""Finds the Python line that an instruction of a compiled program comes from.
 
 The module's text begins with tables of files, functions, lines and frames; an instruction names the
 innermost frame of the call that traced it.

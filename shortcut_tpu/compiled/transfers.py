@@ -1,4 +1,4 @@
-"""Transfers that the TPU compiler spreads over fusions: one starts it, others carry it on.
+"""Finds transfers that the TPU compiler splits over fusions and loops.
 
 Each of them repeats the collective with its operands and results, although none but the first moves
 anything anew. Where those that carry it on lie in a loop, all turns share one transfer.

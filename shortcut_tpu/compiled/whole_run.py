@@ -1,4 +1,4 @@
-"""A run of a config on a pod, from its first act to its last, at its real size.
+"""Checks a whole run on a pod, at full size and step by step: memory of chips and hosts, time.
 
 Nothing is read, staged or sampled: sizes follow from the config and, where it is at hand, the
 manifest. The train step and the samplers are compiled by the TPU's compiler; decoder and feature

@@ -1,1 +1,1 @@
-"""Weights in and out: other repositories' files made runs, and ours made files for others."""
+"""Imports weights of other repositories as runs, and exports ours."""

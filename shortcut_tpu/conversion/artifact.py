@@ -1,4 +1,4 @@
-"""The few-step sampler as a `jax.export` artifact: a folder that jax and numpy alone can run.
+"""Exports the sampler by `jax.export`: a folder that needs only jax and numpy.
 
   FOLDER/sampler_N.jax    the program of N steps, for cpu, cuda and tpu, any number of samples
   FOLDER/weights.npz      its weights

@@ -1,5 +1,4 @@
-"""What the readers of other repositories' weights share: facts that a config must agree with, and
-our tree of parameters made of their tensors.
+"""Shared by the readers of foreign weights: checks against the config, and our parameter tree.
 
 Usage:
   require(path, config, {"model.width": 768, "data.num_classes": 1000})

@@ -1,4 +1,4 @@
-"""Checkpoints of the official shortcut-models code (github.com/kvfrans/shortcut-models).
+"""Reads checkpoints of the official code (github.com/kvfrans/shortcut-models).
 
 They are pickles of a Flax linen tree: `params`, `params_ema`, `opt_state` and `step`, under
 `train_state`. A `faithful` model computes what that network computes.

@@ -1,4 +1,4 @@
-"""A run made of weights: a workdir like one that was trained.
+"""Writes a workdir for imported weights, like that of a trained run.
 
 Usage:
   make_run(config, workdir, step=400_000, params=params, average=average)

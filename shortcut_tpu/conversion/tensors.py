@@ -1,4 +1,4 @@
-"""Our weights as `.safetensors` beside a card in JSON, and back.
+"""Writes and reads weights as `.safetensors` with a card in JSON.
 
 The tensors have the names of our tree, "." between its levels, and its shapes: kernels are [inputs,
 ..., outputs], the blocks' stacked on a leading layer axis. The card says what else a reader needs:

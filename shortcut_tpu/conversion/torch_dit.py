@@ -1,4 +1,4 @@
-"""Weights of facebookresearch/DiT and willisma/SiT, which share one network.
+"""Reads weights of facebookresearch/DiT and willisma/SiT, which share one network.
 
 Both are read as state dicts that `torch.save` wrote; the names of their tensors are the same. What
 the network has beside what ours needs is left out: the learned variance, which only ancestral

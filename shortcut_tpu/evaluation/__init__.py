@@ -1,1 +1,1 @@
-"""Scores of a model: samples to features to distances, all on the mesh."""
+"""Scores models: samples to features to distances, all on the mesh."""

@@ -1,4 +1,4 @@
-"""Scores of a model's samples against real images, at any list of step counts.
+"""Scores a model's samples against real images at given numbers of sampling steps.
 
 Usage:
   evaluator = make_evaluator(generator, autoencoder, protocol="fd_pixel", num_samples=2000)

@@ -1,4 +1,4 @@
-"""What a distance is measured on: functions from images to feature vectors, by protocol.
+"""Feature functions of the protocols: from images to feature vectors.
 
 Usage:
   features = load_features(get_protocol("adm"), "inception:pt_inception-2015-12-05-6726825d.pth")

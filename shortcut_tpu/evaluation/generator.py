@@ -1,4 +1,4 @@
-"""Samples from noise to images, on the devices, in programs that are sharded by rows.
+"""Generates samples on the devices, in programs that are sharded by rows.
 
 Only sampling is compiled for each number of steps. A decoder takes a TPU's compiler minutes, what
 is measured of images another: they are programs of their own, and nothing leaves the devices

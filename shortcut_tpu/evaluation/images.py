@@ -1,4 +1,4 @@
-"""Sets of images that are there already, through a protocol's network on the whole mesh.
+"""Runs existing images through a protocol's network, on the whole mesh.
 
 Usage:
   program = ImageProgram(features, mesh)

@@ -1,4 +1,4 @@
-"""The public weights of the 2015 Inception, in each form they come in.
+"""Reads the public weights of the 2015 Inception in each form they are published in.
 
 | file | from |
 |---|---|

@@ -1,4 +1,4 @@
-"""The files that an evaluation needs and only the user has, asked for before a run is paid for.
+"""Checks the files that an evaluation needs from the user, before a run starts.
 
 Usage:
   require_named(config)       # in a launcher: the files may be where the pod is

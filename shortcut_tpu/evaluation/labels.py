@@ -1,4 +1,4 @@
-"""Which class each sample of an evaluation is of: a function of the seed and its index.
+"""Chooses the class of each evaluation sample, a function of the seed and its index.
 
 Usage:
   labels = make_labels("balanced", 50_000, num_classes=1000, seed=0)

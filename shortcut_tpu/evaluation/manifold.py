@@ -1,4 +1,4 @@
-"""Precision and recall of samples: how much of each set lies on the other's manifold.
+"""Precision and recall: how much of each set lies on the manifold of the other.
 
 Usage:
   precision, recall = precision_recall(reference_features, sample_features)

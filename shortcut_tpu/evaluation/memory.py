@@ -1,4 +1,4 @@
-"""What an evaluation needs of a host's memory, known before anything is sampled.
+"""Checks what an evaluation needs of a host's memory, before anything is sampled.
 
 A Frechet distance is between covariances, whose size is the square of the features': 2048 of
 Inception's are 32 MiB, all the pixels of an image of 256x256 are 288 GiB.

@@ -1,4 +1,4 @@
-"""The evaluation that happens while a run trains."""
+"""Evaluates a run while it trains."""
 
 from collections.abc import Callable
 import functools

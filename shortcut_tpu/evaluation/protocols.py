@@ -1,4 +1,4 @@
-"""What fixes a number that two papers may compare: a protocol, from decoded images to distances.
+"""Protocols: everything between decoded images and a number that papers compare.
 
 | protocol | network | resize to 299 | pixels | labels | as in |
 |---|---|---|---|---|---|

@@ -1,4 +1,4 @@
-"""Statistics of real images, which samples are compared with, and the files they are kept in.
+"""Statistics of real images, computed, saved and loaded.
 
 | file | holds |
 |---|---|

@@ -1,4 +1,4 @@
-"""How protocols bring images to a network's size. They differ, and the distances with them.
+"""Resizes images to a network's input as each protocol does; distances depend on it.
 
 Usage:
   images = RESIZES["tensorflow1"](images, 299)

@@ -1,4 +1,4 @@
-"""A policy in closed loop: it sees, acts for a few steps, and sees again.
+"""Runs a policy in closed loop: it observes, carries out some actions, and observes again.
 
 All episodes of a task are stepped together; the policy's chunks for all of them are sampled by one
 jitted program, sharded by rows. The noise of a chunk is a function of (seed, episode, turn).

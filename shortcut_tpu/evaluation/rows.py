@@ -1,4 +1,4 @@
-"""Any number of rows through a program that is sharded over a mesh by rows.
+"""Runs any number of rows through a program that is sharded by rows.
 
 Rows are padded to whole shares of the devices, and what comes of the padding is cut off.
 

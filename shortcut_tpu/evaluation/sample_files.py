@@ -1,4 +1,4 @@
-"""Files of sampled images: an npz with `arr_0`, uint8 [N, H, W, C], as ADM's evaluator takes them.
+"""Files of samples in the form of ADM's evaluator: an npz with `arr_0`, uint8 [N, H, W, C].
 
 Images are read and written batch by batch: 50,000 of 256x256 are 10 GB.
 

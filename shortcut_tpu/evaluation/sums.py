@@ -1,4 +1,4 @@
-"""What is gathered of a set of images while it passes through a network, and what follows from it.
+"""Sums over the features of a set of images, and the statistics that follow from them.
 
 Usage:
   sums = Sums.empty(features, image_shape, num_samples=50_000)

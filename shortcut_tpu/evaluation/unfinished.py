@@ -1,4 +1,4 @@
-"""What is kept of an evaluation under way, so that a killed one goes on where it was.
+"""Saves the sums of an evaluation under way, so that it continues after a kill.
 
 Sums lie in WORKDIR/evaluations/unfinished/KEY, a file for each number of sampling steps; KEY tells
 evaluations apart by all that their sums depend on. They are deleted when the command is through.

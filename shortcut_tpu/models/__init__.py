@@ -1,4 +1,4 @@
-"""The networks that objectives train, by name: `apply(params, x, t, d, labels)`.
+"""The networks by name: `apply(params, x, t, d, labels)`.
 
 To add one: a file here with a class derived from `Model`, a line in `NETWORKS` and, where it has
 shapes of its own, a group of that name under `model` in `configs/common.py`.

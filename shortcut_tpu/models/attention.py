@@ -1,4 +1,4 @@
-"""Attention over all tokens, by XLA or by a TPU kernel, whichever suits.
+"""Attention over all tokens, by XLA or by a TPU kernel.
 
 Usage:
   attended = attention(query, key, value, kind="auto")     # [B, N, H, D]

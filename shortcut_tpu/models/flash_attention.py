@@ -1,4 +1,4 @@
-"""Attention on a TPU without its [tokens, tokens] logits in memory, in both modes of derivatives.
+"""TPU attention that never stores the [tokens, tokens] logits, with both derivatives.
 
 Forward and backward are JAX's splash attention. Its own derivative rule is for reverse mode only,
 so this one states a rule for forward mode, whose tangent comes from a kernel of ours and whose

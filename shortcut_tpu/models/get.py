@@ -1,4 +1,4 @@
-"""The Generative Equilibrium Transformer: from noise to data by the fixed point of a few blocks.
+"""The Generative Equilibrium Transformer: data is the fixed point of a few blocks on noise.
 
 Source: "One-Step Diffusion Distillation via Deep Equilibrium Models" (arXiv 2401.08639, section 4)
 and its official code. Departures: the iteration starts at zero and not at random, so that a sample

@@ -1,4 +1,4 @@
-"""Encoders, a linear operator and a decoder: one step of a linear dynamic from noise to data.
+"""Koopman network: encoders, a linear operator and a decoder, from noise to data in one step.
 
 Source: "One-Step Offline Distillation of Diffusion-based Models via Koopman Modeling" (arXiv
 2505.13358, section 4) and its official code, whose U-Net halves are transformers here.

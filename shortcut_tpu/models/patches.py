@@ -1,4 +1,4 @@
-"""Images cut into tokens of square patches, and put together again.
+"""Cuts images into tokens of square patches and puts them together again.
 
 Usage:
   tokens = to_patches(x, 2)            # [B, H, W, C] -> [B, H W / 4, 4 C]

@@ -1,4 +1,4 @@
-"""Where a network's activations and weights lie while it is computed, for whoever knows the mesh.
+"""Lets a mesh place a network's activations and weights; networks do not know the mesh.
 
 Left alone the compiler also splits activations along their width, which moves them between devices
 in every layer. A step that is compiled for a mesh is traced under `placed`, and the networks ask

@@ -1,4 +1,4 @@
-"""Transformer blocks that no time enters: those of the networks that make samples in one step.
+"""Transformer blocks without time, for the networks that generate in one step.
 
 Usage:
   stack = stacked_blocks(config, depth=6, mlp_ratio=4.0, rngs=rngs)

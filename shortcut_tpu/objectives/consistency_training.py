@@ -1,4 +1,4 @@
-"""Consistency training on the straight path: to the data from anywhere, without a teacher."""
+"""Consistency training on the straight path, without a teacher."""
 
 import dataclasses
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""What MeanFlow and its successors share: intervals, guided velocities, derivatives, weights.
+"""Shared by MeanFlow and its successors: intervals, guided velocities, derivatives, weights.
 
 Their papers put noise at t = 1 and the mean velocity u(z_t, r, t) on an interval that ends at r,
 nearer to the data. Here noise is at t = 0 and u(x, t, d) belongs to the interval [t, t + d]: their

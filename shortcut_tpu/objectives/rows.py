@@ -1,4 +1,4 @@
-"""Rows of a batch picked and replaced in strides, so that each device works on its own.
+"""Picks and replaces rows of a batch in strides, so that each device works on its own rows.
 
 Rows lie over the devices in contiguous blocks. A block of the batch as a subset would lie on a few
 devices; every stride-th row lies on all of them, and nothing has to move.

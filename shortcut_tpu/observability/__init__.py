@@ -1,1 +1,1 @@
-"""What people see of a run: TensorBoard, the console, sheets and figures."""
+"""Shows a run: TensorBoard, sheets of samples, figures and the report."""

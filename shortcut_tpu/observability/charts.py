@@ -1,4 +1,4 @@
-"""Line charts as inline SVG, whose colours and fonts come from the page's style sheet.
+"""Line charts as inline SVG, styled by the page's style sheet.
 
 Usage:
   svg = chart("loss", [Line("run a", [(0, 1.0), (100, 0.5)], 0)], x_label="step")

@@ -1,4 +1,4 @@
-"""Where the time of a process goes: each moment belongs to one kind.
+"""Attributes every moment of a process to one kind of work.
 
 Usage:
   clock = Clock()                       # from here on all is START

@@ -1,4 +1,4 @@
-"""The curves of a report: what was logged over the training step.
+"""The curves of a report: logged scalars over the training step.
 
 Usage:
   html = "".join(curves(runs))

@@ -1,4 +1,4 @@
-"""What TensorBoard's tabs of hyperparameters and custom scalars show.
+"""The layout of TensorBoard's tabs Custom Scalars and HParams.
 
 Usage:
   writer.write_hparams(hyperparameters(config))

@@ -1,4 +1,4 @@
-"""Where a run ran: packages, devices and hosts, a line in the workdir at every start.
+"""Records packages, devices and hosts in the workdir, one line for each start.
 
 Usage:
   record(workdir, step=0)

@@ -1,4 +1,4 @@
-"""A run's curves and pictures, read back from its TensorBoard event files.
+"""Reads a run's curves and images back from its TensorBoard event files.
 
 Usage:
   record = read_events(workdir)

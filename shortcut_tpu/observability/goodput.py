@@ -1,4 +1,4 @@
-"""How much of a run's time, since its very first start, went into steps that were kept.
+"""Goodput: the share of a run's whole time that went into steps which were kept.
 
 `WORKDIR/goodput.jsonl` holds a line for each start, of the first host: when it began, from which
 step, and its seconds by kind so far. Steps that a later start did not go on from are lost, and so

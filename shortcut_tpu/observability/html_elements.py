@@ -1,4 +1,4 @@
-"""What a report is built of: tables, figures, sections, and the style sheet of all."""
+"""HTML elements of a report: tables, figures, sections and the style sheet."""
 
 from collections.abc import Sequence
 import html

@@ -1,4 +1,4 @@
-"""The report of one or several runs as one HTML file that needs nothing else.
+"""Writes the report of one or several runs as one self-contained HTML file.
 
 Usage:
   html = page([read_summary("a", workdir), ...])

@@ -1,4 +1,4 @@
-"""A network's parameters as tables: one line a module for the console, every array for TensorBoard.
+"""Tables of parameters: by module for the console, every array for TensorBoard.
 
 Usage:
   table = arrays(abstract_state.params)

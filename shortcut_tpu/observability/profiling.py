@@ -1,4 +1,4 @@
-"""A profile of a range of steps, in WORKDIR/profile, for XProf and TensorBoard's profile plugin.
+"""Profiles a range of steps into WORKDIR/profile, for XProf and TensorBoard.
 
 Usage:
   with Profiler(workdir / "profile", StepRange.parse("100:105")) as profiler:

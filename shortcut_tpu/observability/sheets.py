@@ -1,4 +1,4 @@
-"""Pictures of a run: sheets of samples, and the distance over the number of steps.
+"""Draws sheets of samples, and the distance over the number of sampling steps.
 
 Usage:
   page = sheet(images, columns=10, row_names=["goldfish", "tench"])

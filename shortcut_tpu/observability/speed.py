@@ -1,4 +1,4 @@
-"""How fast a run is: the `perf/` scalars of a log interval.
+"""Computes the `perf/` scalars of a log interval.
 
 Usage, on every process:
   speed = Speed(clock, step, batch_size, model_flops, mesh)

@@ -1,4 +1,4 @@
-"""Which host is slower than the others.
+"""Finds the host that is slower than the others.
 
 Steps are synchronous, so that every host takes the same time for one: the slowest one's. What
 differs is how much of it a host is busy itself and does not wait for devices: for its input, and on

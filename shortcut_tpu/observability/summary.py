@@ -1,4 +1,4 @@
-"""What a report knows of a run.
+"""Collects what a report shows of a run.
 
 Usage:
   run = read_summary("a", workdir)

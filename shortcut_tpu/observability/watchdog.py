@@ -1,4 +1,4 @@
-"""Ends a process that hangs, after writing what each of its threads was doing.
+"""Ends a process that hangs, after printing the stacks of its threads.
 
 On a pod one host that hangs stops all, and no exception ever comes. The watch is a thread of C, so
 that no lock of Python can hold it up.

@@ -1,4 +1,4 @@
-"""CLU metric writers: TensorBoard from the first host, nothing from the others."""
+"""Metric writers (CLU): TensorBoard on the first host, nothing on the others."""
 
 from collections.abc import Iterable, Mapping
 import json

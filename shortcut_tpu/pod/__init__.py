@@ -1,1 +1,1 @@
-"""The machine: its hosts, chips, mesh and compiled programs."""
+"""Hosts, chips, mesh and compiled programs of a pod."""

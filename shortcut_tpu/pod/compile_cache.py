@@ -1,4 +1,4 @@
-"""Compiled programs kept between runs, so that a restart does not compile again.
+"""Keeps compiled programs between runs, so that a restart does not compile again.
 
 Usage:
   compile_cache.enable(config.train.compile_cache)     # before anything is compiled

@@ -1,4 +1,4 @@
-"""Which hosts a run has: a TPU pod, a rehearsed pod on one machine, or this process alone.
+"""Finds the hosts of a run: a TPU pod, a rehearsed pod on one machine, or one process.
 
 `launch/local_pod.sh` sets the variables; on a TPU JAX finds the pod by itself, whoever has started
 the command.

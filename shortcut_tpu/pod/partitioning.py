@@ -1,4 +1,4 @@
-"""The device mesh, and where every array of a run lies on it.
+"""The device mesh and its sharding rules.
 
 Rows of a batch are split over the axes `data` and `fsdp` in whole strides, weights over `fsdp` and
 `tensor`. The devices along `stride` hold the same strides: of a pass over the whole batch each

@@ -1,1 +1,1 @@
-"""The workdir of a run: who may write to it, its checkpoints, and a run opened again."""
+"""A run's workdir: the claim on it, its checkpoints, and opening it again."""

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: Orbax, written beside training, restorable on any mesh and host count.
+"""Asynchronous Orbax checkpoints that restore on any mesh and number of hosts.
 
 With each go the config of its run and checksums of its files. A damaged one is reported and the
 one before taken. A save that fails is loud and costs nothing but itself.

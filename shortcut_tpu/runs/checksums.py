@@ -1,4 +1,4 @@
-"""Checksums of a finished checkpoint: what tells a whole one from a damaged one.
+"""Checksums of checkpoints, by which a damaged one is found.
 
 A folder WORKDIR/checkpoints/STEP is whole when every file named in WORKDIR/checksums/STEP.json has
 the content it had when the save finished. Nothing is ever deleted for failing that: it is set aside

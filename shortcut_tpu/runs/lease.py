@@ -1,4 +1,4 @@
-"""A claim on a folder without locks, such as one of a bucket: a file that is written on and on.
+"""Claims a folder where locks do not work, such as in a bucket, by renewing a file.
 
 Whoever finds the file of another watches it. If it changes, its owner is alive, and the folder is
 taken; if it rests, its owner has died. No clocks are compared.

@@ -1,4 +1,4 @@
-"""SIGTERM to one host ends the run on all of them at one step.
+"""On SIGTERM to any host, ends the run on all hosts at the same step.
 
 Usage:
   with Preemption() as preemption:

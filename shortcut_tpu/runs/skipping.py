@@ -1,4 +1,4 @@
-"""What is left behind where updates were not finite too many times in a row.
+"""Stops a run after too many updates in a row that are not finite.
 
 The jitted step leaves such updates out by itself; see `train_step`.
 """

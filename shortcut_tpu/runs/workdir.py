@@ -1,4 +1,4 @@
-"""One run to a workdir, and the same config each time it goes on.
+"""Allows one run in a workdir, and the same config each time it resumes.
 
 Usage, on every process:
   with claimed(workdir):

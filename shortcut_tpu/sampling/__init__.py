@@ -1,1 +1,1 @@
-"""From noise to data."""
+"""Samplers and guidance."""

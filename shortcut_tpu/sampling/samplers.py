@@ -1,4 +1,4 @@
-"""Samplers: from noise to data by a trained network. Each objective chooses its own.
+"""Samplers: from noise to data by a trained network. Each objective chooses one.
 
 Usage:
   x1 = euler(velocity, x0, labels, num_steps=4, d=0.25)

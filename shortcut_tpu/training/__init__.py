@@ -1,1 +1,1 @@
-"""A config made into a train step, and what that is made of."""
+"""The train step and what it is made of."""

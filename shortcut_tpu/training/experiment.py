@@ -1,4 +1,4 @@
-"""A config made into parts: model, objective, optimizer, mesh, shardings and the jitted step.
+"""Builds the parts of a config: model, objective, optimizer, mesh and the jitted train step.
 
 `train` runs these and `preflight` compiles these, so that what was proven is what is run.
 

@@ -1,4 +1,4 @@
-"""Floating-point operations of a function, counted from its shapes.
+"""Counts a function's floating-point operations from its shapes.
 
 Every matrix product that JAX would run is counted, those of derivatives, of recomputation and of
 Pallas kernels included, a scan's as often as it turns. Nothing is compiled, and no compiler's

@@ -1,4 +1,4 @@
-"""From stored posterior moments to the latents that a training step sees."""
+"""Draws the latents of a training step from stored means and deviations."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The optimizer that a config names, and its learning rate by step.
+"""The optimizer of a config and its learning-rate schedule.
 
 Usage:
   optimizer = make_optimizer(config)      # optax: init and update

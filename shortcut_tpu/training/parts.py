@@ -1,4 +1,4 @@
-"""What a config names: its objective, network and optimizer, on no device yet.
+"""Builds a config's objective, network and optimizer, without devices.
 
 Usage:
   parts = make_parts(config)

@@ -1,4 +1,4 @@
-"""Batches on their way to the devices while steps run, fetched by a thread of their own."""
+"""Fetches batches to the devices in a thread, while steps run."""
 
 from collections.abc import Callable, Iterator
 import queue

@@ -1,4 +1,4 @@
-"""What a training run carries from step to step."""
+"""The state that training carries from step to step."""
 
 from collections.abc import Mapping
 import dataclasses

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
+from configs import hyperparameters
 from configs.limits import (
     Either,
     Flag,
@@ -20,11 +21,8 @@ from configs.limits import (
     Limit,
     Named,
     OneOf,
-    PowerOfTwo,
     Real,
     Several,
-    Share,
-    ShareOrRest,
     Text,
     Whole,
 )
@@ -38,20 +36,13 @@ DIT_SIZES = {
 }
 
 
-# Decays of averages and moments, variances of a diffusion, and devices along an axis of the mesh.
+# Decays of averages and moments, and devices along an axis of the mesh.
 DECAY = Real(0, 1, below=True)
-BETA = Real(0, 1, above=True, below=True)
 AXIS = Either(OneOf(-1), Whole(1))
 GUIDANCE = Text(
     r"(\d+:)?[\d.e+-]+(,(\d+:)?[\d.e+-]+)*", "STRENGTH or STEPS:STRENGTH, comma-separated"
 )
-# What can train, and what can be measured.
-OBJECTIVES = (
-    *("flow_matching", "diffusion", "shortcut", "consistency_training", "live_reflow"),
-    *("progressive_distillation", "consistency_distillation", "reflow", "get", "koopman"),
-    *("meanflow", "improved_meanflow", "alpha_flow", "split_meanflow", "improved_shortcut"),
-    "high_order",
-)
+# What can be measured.
 PROTOCOLS = ("adm", "official", "jax-fid", "fd_efficientnet", "fd_pixel")
 
 
@@ -77,7 +68,7 @@ def get_config() -> ConfigDict:
 
 def get_objectives() -> ConfigDict:
     """The defaults of every objective's hyperparameters, under its name."""
-    return _defaults(_objectives())
+    return _defaults(hyperparameters.keys())
 
 
 def get_limits() -> dict[str, Limit]:
@@ -191,11 +182,11 @@ def _keys() -> ConfigDict:
 
     config.objective = ConfigDict()
     # Which of the objectives below trains; each has its own keys, explained in its file.
-    config.objective.name = Key("shortcut", OneOf(*OBJECTIVES))
+    config.objective.name = Key("shortcut", OneOf(*hyperparameters.OBJECTIVES))
     # Whose published recipe of optimizer, averages, numerics and guidance lies below the config's
     # own choices, configs/recipes.py; by default its own. Empty: this config takes none.
-    config.objective.recipe = Key("", OneOf("", *OBJECTIVES))
-    config.objective.update(_objectives())
+    config.objective.recipe = Key("", OneOf("", *hyperparameters.OBJECTIVES))
+    config.objective.update(hyperparameters.keys())
 
     config.teacher = ConfigDict()
     # The run whose weights an objective with a teacher starts from and distills.
@@ -298,191 +289,3 @@ def _keys() -> ConfigDict:
     # a method's hyperparameters stand, and the rate.
     config.comparison.learning_rates = Key({}, Named(Real(0, above=True)))
     return config
-
-
-def _objectives() -> ConfigDict:
-    """Hyperparameters of every objective, under its name, with its paper's values.
-
-    The same key means the same everywhere:
-      finest_steps: M, a power of two; the finest step size is 1/M.
-      *_share: share of rows of a kind, strided through the batch: 1/n, and interval_share 1 - 1/n,
-        too.
-      guidance: w of the guidance that is in the target; 1 for none.
-      guidance_interval: the times that are guided, start and end, 0 for noise and 1 for data.
-      max_guidance: the network is told a guidance strength, drawn from 1 up to this; 1 for none.
-      sample_guidance: the strength that samples are then conditioned on.
-      sample_interval: the times in which they are conditioned to be guided, start and end.
-      label_dropout: share of rows that lose their label; of the MeanFlow family, only flow rows.
-      target_ema: name of the average in `emas` that makes targets; "" for the trained weights.
-      clip: bound on states and targets that the model makes itself; 0 for none.
-      sigma_min: noise left on the path at t = 1; 1e-5 in the official code, 0 in the papers.
-      time_mean, time_std: times are 1 - sigmoid(N(mean, std)).
-      weight_epsilon, weight_power: squares are divided by (themselves + epsilon)^power.
-    """
-    return ConfigDict(
-        {
-            "flow_matching": {
-                "finest_steps": Key(128, PowerOfTwo()),
-                "label_dropout": Key(0.1, Real(0, 1)),
-                "sigma_min": Key(1e-5, Real(0, 1, below=True)),
-            },
-            "diffusion": {
-                # Linear betas over so many steps.
-                "diffusion_steps": Key(1000, Whole(1)),
-                "beta_first": Key(1e-4, BETA),
-                "beta_last": Key(0.02, BETA),
-                "label_dropout": Key(0.1, Real(0, 1)),
-            },
-            "shortcut": {
-                "finest_steps": Key(128, PowerOfTwo()),
-                # Paper 1/4, official code 1/8.
-                "bootstrap_share": Key(0.25, Share()),
-                # Rows left over after an equal deal to the levels: "rotate" through the levels by
-                # step, or all to the "coarsest" as in the official code.
-                "level_remainder": Key("rotate", OneOf("rotate", "coarsest")),
-                "clip": Key(4.0, Real(0)),
-                # In the target of the finest bootstrap level only.
-                "guidance": Key(1.0, Real(0)),
-                # On flow rows only.
-                "label_dropout": Key(0.1, Real(0, 1)),
-                "target_ema": Key("target", Text()),
-                "sigma_min": Key(1e-5, Real(0, 1, below=True)),
-            },
-            "consistency_training": {
-                "finest_steps": Key(128, PowerOfTwo()),
-                "target_ema": Key("target", Text()),
-                "sigma_min": Key(1e-5, Real(0, 1, below=True)),
-            },
-            "live_reflow": {
-                "finest_steps": Key(128, PowerOfTwo()),
-                "reflow_share": Key(0.125, Share()),
-                # Euler steps that make a pair of noise and sample.
-                "teacher_steps": Key(8, Whole(1)),
-                # While pairs are made.
-                "guidance": Key(1.0, Real(0)),
-                # On flow rows only.
-                "label_dropout": Key(0.1, Real(0, 1)),
-                "sigma_min": Key(1e-5, Real(0, 1, below=True)),
-            },
-            "progressive_distillation": {
-                "finest_steps": Key(128, PowerOfTwo()),
-                "clip": Key(4.0, Real(0)),
-                # Of the teacher, in the first stage only.
-                "guidance": Key(1.0, Real(0)),
-                "target_ema": Key("target", Text(".+", "the name of an average")),
-                "sigma_min": Key(1e-5, Real(0, 1, below=True)),
-            },
-            "consistency_distillation": {
-                "finest_steps": Key(128, PowerOfTwo()),
-                "clip": Key(4.0, Real(0)),
-                "target_ema": Key("target", Text()),
-                "sigma_min": Key(1e-5, Real(0, 1, below=True)),
-            },
-            "reflow": {
-                "finest_steps": Key(128, PowerOfTwo()),
-                "label_dropout": Key(0.1, Real(0, 1)),
-                "sigma_min": Key(1e-5, Real(0, 1, below=True)),
-            },
-            # Of the method `get`; a key of that name would hide a method of ConfigDict.
-            "equilibrium": {
-                # The weight of an iterate in the loss over that of the next one.
-                "iterate_decay": Key(0.8, Real(0, 1, above=True)),
-            },
-            "koopman": {
-                # Standard deviation of what is added to the codes while training.
-                "latent_noise": Key(0.4, Real(0)),
-                # Of the distance of codes, the reconstruction of data, and that from noise.
-                "latent_weight": Key(1.0, Real(0)),
-                "reconstruction_weight": Key(1.0, Real(0)),
-                "push_weight": Key(1.0, Real(0)),
-            },
-            "meanflow": {
-                # Rows with an interval of positive length.
-                "interval_share": Key(0.25, ShareOrRest()),
-                "time_mean": Key(-0.4, Real()),
-                "time_std": Key(1.0, Real(0, above=True)),
-                "guidance": Key(1.0, Real(0)),
-                # k of w v + (1-w-k) u_null + k u; the effective guidance is w / (1-k).
-                "guidance_mix": Key(0.0, Real(0, 1, below=True)),
-                "guidance_interval": Key((0.0, 1.0), Several(Real(0, 1), 2, 2)),
-                "label_dropout": Key(0.1, Real(0, 1)),
-                "weight_epsilon": Key(0.01, Real(0, above=True)),
-                "weight_power": Key(1.0, Real(0)),
-            },
-            "improved_meanflow": {
-                "interval_share": Key(0.5, ShareOrRest()),
-                "time_mean": Key(-0.4, Real()),
-                "time_std": Key(1.0, Real(0, above=True)),
-                "max_guidance": Key(8.0, Real(1)),
-                # Of the interval in which a row is guided: start is uniform in [0, latest_start],
-                # end in [earliest_end, 1].
-                "latest_start": Key(0.5, Real(0, 1)),
-                "earliest_end": Key(0.5, Real(0, 1)),
-                "sample_guidance": Key(1.0, Real(1)),
-                "sample_interval": Key((0.0, 1.0), Several(Real(0, 1), 2, 2)),
-                # Whether the network is told t, too; for actions, in which noise does not show.
-                "told_time": Key(False, Flag()),
-                "label_dropout": Key(0.1, Real(0, 1)),
-                "weight_epsilon": Key(0.01, Real(0, above=True)),
-                "weight_power": Key(1.0, Real(0)),
-            },
-            "alpha_flow": {
-                "interval_share": Key(0.5, ShareOrRest()),
-                "time_mean": Key(-0.4, Real()),
-                "time_std": Key(1.0, Real(0, above=True)),
-                # Alpha falls from 1 to 0 between these shares of the training, in a sigmoid of this
-                # steepness; within `clamp` of an end it is that end.
-                "schedule_start": Key(0.0, Real(0, 1)),
-                "schedule_end": Key(1.0, Real(0, 1)),
-                "schedule_gamma": Key(25.0, Real(0, above=True)),
-                "clamp": Key(0.005, Real(0, 0.5, below=True)),
-                "clip": Key(4.0, Real(0)),
-                "guidance": Key(1.0, Real(0)),
-                "guidance_mix": Key(0.0, Real(0, 1, below=True)),
-                "guidance_interval": Key((0.0, 1.0), Several(Real(0, 1), 2, 2)),
-                # Of the rows at guided times.
-                "label_dropout": Key(0.1, Real(0, 1)),
-                "weight_epsilon": Key(1e-3, Real(0, above=True)),
-                # Samples in up to so many steps come from consistency steps, others from Euler's.
-                "consistency_steps": Key(2, Whole(0)),
-            },
-            "split_meanflow": {
-                "interval_share": Key(0.5, ShareOrRest()),
-                "time_mean": Key(-0.4, Real()),
-                "time_std": Key(1.0, Real(0, above=True)),
-                "target_ema": Key("", Text()),
-                "guidance": Key(1.0, Real(0)),
-                "guidance_mix": Key(0.0, Real(0, 1, below=True)),
-                "guidance_interval": Key((0.0, 1.0), Several(Real(0, 1), 2, 2)),
-                "label_dropout": Key(0.1, Real(0, 1)),
-            },
-            "improved_shortcut": {
-                "finest_steps": Key(128, PowerOfTwo()),
-                "bootstrap_share": Key(0.25, Share()),
-                "clip": Key(4.0, Real(0)),
-                "max_guidance": Key(4.5, Real(1)),
-                "guidance_interval": Key((0.3, 1.0), Several(Real(0, 1), 2, 2)),
-                "sample_guidance": Key(1.0, Real(1)),
-                # On flow rows only.
-                "label_dropout": Key(0.1, Real(0, 1)),
-                "target_ema": Key("target", Text()),
-                "sigma_min": Key(1e-5, Real(0, 1, below=True)),
-            },
-            "high_order": {
-                "finest_steps": Key(128, PowerOfTwo()),
-                "bootstrap_share": Key(0.25, Share()),
-                # The path from noise to data, smoothstep or variance_preserving.
-                "curve": Key("smoothstep", OneOf("smoothstep", "variance_preserving")),
-                # What the second head learns: the acceleration of the flow, or that of the path to
-                # a row's own data, which is the paper's.
-                "acceleration": Key("flow", OneOf("flow", "path")),
-                # Of the acceleration's error; at 1 equal relative errors of velocity and
-                # acceleration count the same.
-                "acceleration_weight": Key(1.0, Real(0, above=True)),
-                "clip": Key(4.0, Real(0)),
-                # On flow rows only.
-                "label_dropout": Key(0.1, Real(0, 1)),
-                "target_ema": Key("target", Text()),
-            },
-        }
-    )

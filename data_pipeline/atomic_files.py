@@ -21,7 +21,7 @@ import os
 from pathlib import Path
 import sys
 import tempfile
-from typing import Any
+from typing import Any, Literal
 
 from etils import epath
 
@@ -50,13 +50,13 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
     return digest.hexdigest()
 
 
-def require_place(flag: str, path: str, folder: bool = False) -> None:
+def require_place(flag: str, path: str, kind: Literal["file", "folder", "either"] = "file") -> None:
     """Refuses a place that cannot be written, before the work whose result is to lie there.
 
     Args:
         flag: that named it.
         path: a file or folder, here already or not; nothing of it is made or changed.
-        folder: whether it may be a folder.
+        kind: which of them it is going to be.
 
     Raises:
         UserError: a file stands in the way, rights or room are lacking, or the name is none.
@@ -66,8 +66,11 @@ def require_place(flag: str, path: str, folder: bool = False) -> None:
     place = Path(path).absolute()
     nearest = next(p for p in (place, *place.parents) if os.path.lexists(p))
     try:
-        if place.is_dir() and not folder:
+        if place.is_dir() and kind == "file":
             raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        # In a file, or a link to nothing, no folder can be made.
+        if not nearest.is_dir() and (nearest != place or kind == "folder"):
+            raise NotADirectoryError(errno.ENOTDIR, f"{nearest} is no folder")
         # Names that are too long, and files where folders must be, are found by looking.
         for part in place.relative_to(nearest).parts:
             with contextlib.suppress(FileNotFoundError):

@@ -15,7 +15,7 @@ from absl import app, flags
 from etils import epath
 import numpy as np
 
-from data_pipeline.atomic_files import failures
+from data_pipeline.atomic_files import failures, require_place
 from data_pipeline.command_line import parse_flags, required
 from data_pipeline.errors import UserError, exit_on_user_error
 from data_pipeline.manifest import FILE_NAME, Manifest, demonstration_fields
@@ -116,6 +116,7 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"unknown argument {argv[1]!r}; see --help")
     values = flags.FLAGS
     output = required("output", "the folder for the records")
+    require_place("output", output, "folder")
     manifest = write(load_task(values.task), values.seed, values.episodes, epath.Path(output))
     print(f"{output}: {manifest.num_records} records of {values.episodes} episodes")
 

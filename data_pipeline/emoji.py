@@ -13,17 +13,17 @@ import json
 from pathlib import Path
 import re
 import shutil
-import tarfile
 from typing import Any
-import zlib
 
 from absl import app, flags
 
+from data_pipeline.atomic_files import require_place
 from data_pipeline.command_line import parse_flags, required
 from data_pipeline.errors import UserError, exit_on_user_error
+from data_pipeline.npm_package import npm_package
 
-_TABLE = "package/emoji.json"
-_IMAGES = "package/img/google/64/"
+_TABLE = "emoji.json"
+_IMAGES = "img/google/64/"
 
 
 def unpack(package: Path, output: Path) -> dict[str, int]:
@@ -44,20 +44,15 @@ def unpack(package: Path, output: Path) -> dict[str, int]:
     temporary = output.with_name(f".{output.name}.tmp")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
-        with tarfile.open(package, "r:gz") as archive:
-            categories = dict(_categories(json.loads(_read(archive, _TABLE))))
+        with npm_package("emoji-datasource-google", package) as read:
+            categories = dict(_categories(json.loads(read(_TABLE))))
             counts = dict.fromkeys(sorted(set(categories.values())), 0)
             for category in counts:
                 (temporary / _folder(category)).mkdir(parents=True)
             for image, category in sorted(categories.items()):
-                content = _read(archive, _IMAGES + image)
-                (temporary / _folder(category) / image).write_bytes(content)
+                (temporary / _folder(category) / image).write_bytes(read(_IMAGES + image))
                 counts[category] += 1
-        temporary.rename(output)
-    except (tarfile.TarError, zlib.error, EOFError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{package}: not the package emoji-datasource-google: {error}") from None
-    except OSError as error:
-        raise UserError(f"{error.filename or package}: {error.strerror or error}") from None
+            temporary.rename(output)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return counts
@@ -78,19 +73,13 @@ def _folder(category: str) -> str:
     return re.sub(r"[^a-z]+", "_", category.lower()).strip("_")
 
 
-def _read(archive: tarfile.TarFile, name: str) -> bytes:
-    file = archive.extractfile(name)
-    if file is None:
-        raise ValueError(f"{name} is no file")
-    return file.read()
-
-
 def main(argv: Sequence[str]) -> None:
     """Runs the command."""
     if argv[1:]:
         raise UserError(f"unknown argument {argv[1]!r}; see --help")
     package = required("package", "the .tgz that `npm pack emoji-datasource-google@16.0.0` gives")
     output = required("output", "the folder to make")
+    require_place("output", output, "folder")
     counts = unpack(Path(package), Path(output))
     for category, count in counts.items():
         print(f"{count:6} {category}")

@@ -36,12 +36,13 @@ from etils import epath
 import numpy as np
 
 from data_pipeline import staging
-from data_pipeline.atomic_files import in_bucket
+from data_pipeline.atomic_files import in_bucket, require_place
 from data_pipeline.command_line import parse_flags, required
 from data_pipeline.decoding import Rejected, default_workers, open_reader
 from data_pipeline.errors import UserError, exit_on_user_error
 from data_pipeline.hosts import Hosts, find_hosts
 from data_pipeline.images import RESIZES, Preprocessing
+from data_pipeline.manifest import FILE_NAME as MANIFEST
 from data_pipeline.progress import progress_bar
 from data_pipeline.records import Field, Manifest
 from data_pipeline.resumable import ResumableFolder, check_rejected
@@ -231,6 +232,9 @@ def main(argv: Sequence[str]) -> None:
         _verify(output)
         return
     source = required("source", "the images, such as digits or imagefolder:DIR")
+    # A finished folder may lie where nothing can be written.
+    if not (epath.Path(output) / MANIFEST).exists():
+        require_place("output", output, "folder")
     from data_pipeline.autoencoders import load_autoencoder
 
     hosts = find_hosts(values.host, values.hosts)

@@ -181,7 +181,7 @@ class Manifest:
             counts = (shard.num_records, shard.num_bytes)
             if not all(type(count) is int and count >= 0 for count in counts):
                 raise ValueError(f"a shard's counts are {counts}")
-            if not isinstance(shard.file, str) or PurePath(shard.file).name != shard.file:
+            if not _is_name(shard.file):
                 raise ValueError(f"a shard's file is {shard.file!r}, it needs a name in the folder")
         if not all(isinstance(name, str) for name in self.class_names):
             raise ValueError("a class name is not a text")
@@ -233,3 +233,9 @@ def demonstration_fields(chunk_shape: tuple[int, ...], observation_size: int) ->
         Field("mean", "float32", chunk_shape),
         Field("observation", "float32", (observation_size,)),
     )
+
+
+def _is_name(file: object) -> bool:
+    """Whether it can be a file's within the folder, and none elsewhere."""
+    plain = isinstance(file, str) and PurePath(file).name == file and "\0" not in file
+    return plain and file not in ("", "..")

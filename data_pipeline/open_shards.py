@@ -57,8 +57,11 @@ class OpenShards:
             for row, record in zip(rows.tolist(), found, strict=True):
                 records[row] = record
 
-        for _ in self._threads.map(fill, np.unique(numbers).tolist()):
-            pass
+        fills = [self._threads.submit(fill, number) for number in np.unique(numbers).tolist()]
+        # All of them, or one that fails late would hand its failed reader to the next call.
+        concurrent.futures.wait(fills)
+        for done in fills:
+            done.result()
         return records
 
     def _read(self, number: int, places: list[int]) -> list[bytes]:

@@ -18,6 +18,7 @@ import sys
 
 from absl import flags
 
+from data_pipeline.atomic_files import require_place
 from data_pipeline.manifest import FILE_NAME as MANIFEST
 from launch.supervisor import End, Member, Policy, supervise
 from shortcut_tpu.cli import command
@@ -99,6 +100,8 @@ def main() -> None:
     path = command.config_path()
     overrides = [argument for argument in sys.argv[1:] if argument.startswith("--config.")]
     workdir = Path(values.workdir or f"runs/{path.stem}")
+    require_place("workdir", str(workdir), "folder")
+    command.require_places()
 
     def run(*arguments: str, hosts: int = values.hosts) -> None:
         logs = workdir / "logs"

@@ -236,7 +236,7 @@ def main() -> None:
     workdir = epath.Path(flags.FLAGS.workdir or f"runs/compare_{command.config_path().stem}")
     distributed.initialize()
     distributed.first_does(command.require_places)
-    distributed.first_does(lambda: require_place("workdir", str(workdir), folder=True))
+    distributed.first_does(lambda: require_place("workdir", str(workdir), "folder"))
 
     teacher = with_recipe(config, _REFERENCE)
     reference = training_flops(method_config(teacher, _REFERENCE, config.seed))

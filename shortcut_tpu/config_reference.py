@@ -3,8 +3,8 @@
   python -m shortcut_tpu.config_reference
   python -m shortcut_tpu.config_reference --config=digits > digits.md
 
-The meanings are the comments of configs/common.py, and what a key may be stands there beside it;
-the values are the defaults, or those of --config with its overrides.
+The meanings are the comments of configs/common.py and configs/hyperparameters.py, and what a key
+may be stands there beside it; the values are the defaults, or those of --config with its overrides.
 """
 
 import ast
@@ -13,12 +13,13 @@ import fnmatch
 import inspect
 import re
 import sys
+from types import ModuleType
 from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import common, hyperparameters
 from configs.limits import Limit, Named
 from shortcut_tpu.cli import command
 from shortcut_tpu.cli.config import from_recipe, leaves
@@ -63,15 +64,10 @@ def _known(name: str, limits: Mapping[str, Limit]) -> str:
 
 
 def meanings() -> dict[tuple[str, ...], str]:
-    """The comments of configs/common.py, by the keys that each is about."""
-    source = inspect.getsource(common)
-    lines = source.splitlines()
-    functions: dict[str, ast.FunctionDef] = {}
-    for node in ast.parse(source).body:
-        if isinstance(node, ast.FunctionDef):
-            functions[node.name] = node
+    """The comments above the keys, by those that each is about."""
+    function, lines = _function(common, "_keys")
     found: list[tuple[list[str], str]] = []
-    for node in functions["_keys"].body:
+    for node in function.body:
         match node:
             case ast.Assign(
                 targets=[ast.Attribute() as target],
@@ -86,8 +82,19 @@ def meanings() -> dict[tuple[str, ...], str]:
             found.append((keys, comment))
         else:
             found[-1][0].extend(keys)
-    found += _objectives(functions["_objectives"], lines)
+    found += _objectives(*_function(hyperparameters, "keys"))
     return {tuple(keys): comment for keys, comment in found}
+
+
+def _function(module: ModuleType, name: str) -> tuple[ast.FunctionDef, list[str]]:
+    """A function of a module, and the lines of the module."""
+    source = inspect.getsource(module)
+    (found,) = (
+        node
+        for node in ast.parse(source).body
+        if isinstance(node, ast.FunctionDef) and node.name == name
+    )
+    return found, source.splitlines()
 
 
 def _objectives(function: ast.FunctionDef, lines: list[str]) -> Iterator[tuple[list[str], str]]:

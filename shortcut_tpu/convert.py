@@ -61,7 +61,7 @@ def main() -> None:
         raise UserError(f"give --from={'|'.join(SOURCES)} or --to={'|'.join(TARGETS)}")
     command.require_places()
     if source is not None:
-        require_place("workdir", str(workdir), folder=True)
+        require_place("workdir", str(workdir), "folder")
         weights = epath.Path(command.required("weights", "the file to read"))
         config, step, params, average = read(source, weights)
         make_run(config, workdir, step, params, average)

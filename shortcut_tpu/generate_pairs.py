@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from data_pipeline import staging
+from data_pipeline.atomic_files import require_place
 from data_pipeline.autoencoders import load_autoencoder
 from data_pipeline.errors import UserError
 from data_pipeline.hosts import Hosts
@@ -276,7 +277,7 @@ def main() -> None:
     workdir = epath.Path(command.required("workdir", "the folder of the run that is the teacher"))
     output = command.required("output", "the folder for the records")
     distributed.initialize()
-    distributed.first_does(command.require_places)
+    distributed.first_does(lambda: require_place("output", output, "folder"))
     run = load_run(workdir, values.step, values.ema)
     require_steps(run.experiment.objective, [values.steps])
     asked = Asked(

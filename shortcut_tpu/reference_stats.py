@@ -62,9 +62,10 @@ def main() -> None:
     values = flags.FLAGS
     source = command.required("source", "the images, such as imagefolder:DIR or FILE.npz")
     output = command.required("output", "the npz file for the statistics")
-    features = load_features(get_protocol(values.protocol), values.features)
+    protocol = get_protocol(values.protocol)
     distributed.initialize()
     distributed.first_does(command.require_places)
+    features = load_features(protocol, values.features)
     if Path(source).suffix == ".npz" and ":" not in source:
         reference = from_npz(source, features, one_mesh())
     else:

@@ -7,15 +7,12 @@ Usage:
 
 from collections.abc import Callable
 import hashlib
-import io
-import zipfile
 
 from etils import epath
 import numpy as np
 
-from data_pipeline.atomic_files import failures
 from data_pipeline.errors import UserError
-from data_pipeline.system_errors import raise_if_system
+from data_pipeline.npz_files import read_npz
 
 
 class ArraySource:
@@ -76,17 +73,10 @@ def open_digits(path: str) -> ArraySource:
 
 def open_npz(path: str) -> ArraySource:
     """A numpy archive: `images` [N, H, W, C], uint8 or floats in [-1, 1], and `labels` [N]."""
-    try:
-        content = io.BytesIO(epath.Path(path).read_bytes())
-        with np.load(content, allow_pickle=False) as archive:
-            images, labels = archive["images"], archive["labels"]
-    except KeyError as error:
-        raise UserError(f"{path}: {error.args[0]}; it needs `images` and `labels`") from None
-    except failures(
-        *(EOFError, ValueError, TypeError, AttributeError, MemoryError, zipfile.BadZipFile)
-    ) as error:
-        raise_if_system(path, error)
-        raise UserError(f"{path}: not a readable npz archive: {error}") from None
+    arrays = read_npz(path, ("images", "labels"))
+    if len(arrays) < 2:
+        raise UserError(f"{path}: it needs arrays `images` and `labels`")
+    images, labels = arrays["images"], arrays["labels"]
     if images.ndim != 4 or not images.size:
         raise UserError(f"{path}: images has shape {images.shape}, it needs [N, H, W, C]")
     if images.shape[1] in (1, 3) and 4 < images.shape[2] == images.shape[3]:

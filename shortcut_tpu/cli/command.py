@@ -11,18 +11,19 @@ Usage, at the end of a command's file:
 
 from collections.abc import Callable, Sequence
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from absl import app, flags, logging
+from etils import epath
 from ml_collections import ConfigDict, config_flags
 
 from configs import recipes
 from configs.limits import Whole
-from data_pipeline.atomic_files import require_place
+from data_pipeline.atomic_files import failures, require_place, write_text
 from data_pipeline.command_line import expand_home, parse_flags, required
 from data_pipeline.errors import UserError, exit_on_user_error
+from data_pipeline.system_errors import reason
 from shortcut_tpu.cli import config as config_lib
 from shortcut_tpu.cli import schema
 from shortcut_tpu.sampling.guidance import Guidance
@@ -177,7 +178,8 @@ def require_places() -> None:
     for name in ("output", "json", "save_samples"):
         path = flags.FLAGS[name].value if name in flags.FLAGS else None
         if path:
-            require_place(name, path, folder=name == "output" and not Path(path).suffix)
+            may_be_folder = name == "output" and not Path(path).suffix
+            require_place(name, path, "either" if may_be_folder else "file")
 
 
 def write_json(figures: dict[str, Any]) -> None:
@@ -189,10 +191,8 @@ def write_json(figures: dict[str, Any]) -> None:
     path = flags.FLAGS.json
     if not path:
         return
-    temporary = f"{path}.tmp"
     try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(temporary).write_text(json.dumps(figures, indent=2) + "\n")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"--json={path}: {error.strerror}") from None
+        epath.Path(path).parent.mkdir(parents=True, exist_ok=True)
+        write_text(epath.Path(path), json.dumps(figures, indent=2) + "\n")
+    except failures() as error:
+        raise UserError(f"--json={path}: {reason(error)}") from None

@@ -38,7 +38,7 @@ _CONFIG_FOLDER = Path(configs.__file__).parent
 def names() -> list[str]:
     """The configs that have a name."""
     files = (path.stem for path in _CONFIG_FOLDER.glob("*.py"))
-    return sorted(name for name in files if name not in ("__init__", "common", "limits", "recipes"))
+    return sorted(set(files) - {"__init__", "common", "hyperparameters", "limits", "recipes"})
 
 
 def resolve(name_or_path: str) -> Path:

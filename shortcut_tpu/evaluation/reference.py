@@ -22,9 +22,13 @@ from etils import epath
 import numpy as np
 
 from data_pipeline.errors import UserError
-from data_pipeline.system_errors import raise_if_system, unreadable
+from data_pipeline.npz_files import read_npz
+from data_pipeline.system_errors import unreadable
 from shortcut_tpu.evaluation.distances import Gaussian, Moments
 from shortcut_tpu.evaluation.features import Features
+
+# What of a file is read here; its images are read one batch after the other.
+_ARRAYS = ("mu", "sigma", "mu_s", "sigma_s", "vectors", "about")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -107,7 +111,7 @@ def load_reference(path: epath.PathLike, features: Features, length: int) -> Ref
       UserError: the file is missing or damaged, holds no statistics, or was made by another
         protocol or other weights.
     """
-    arrays = read_arrays(path, skip=("arr_0",))
+    arrays = read_npz(path, _ARRAYS)
     if "mu" not in arrays or "sigma" not in arrays:
         raise UserError(
             f"{path}: holds no `mu` and `sigma`; make them with python -m"
@@ -117,10 +121,12 @@ def load_reference(path: epath.PathLike, features: Features, length: int) -> Ref
     pool = _moments(path, arrays, "mu", "sigma", length)
     spatial = None
     if "mu_s" in arrays and "sigma_s" in arrays:
-        spatial = _moments(path, arrays, "mu_s", "sigma_s", len(arrays["mu_s"]))
+        spatial = _moments(path, arrays, "mu_s", "sigma_s", arrays["mu_s"].size)
     vectors = arrays.get("vectors")
-    if vectors is not None and (vectors.ndim != 2 or vectors.shape[1] != length):
-        raise UserError(f"{path}: vectors is of shape {vectors.shape}, it needs [n, {length}]")
+    if vectors is not None and (vectors.dtype != np.float32 or vectors.shape[1:] != (length,)):
+        raise UserError(
+            f"{path}: vectors is {vectors.dtype} {vectors.shape}, it needs float32 [n, {length}]"
+        )
     name = epath.Path(path).name
     return Reference(pool, spatial, vectors, about.get("source") or name, about.get("images"))
 
@@ -131,15 +137,16 @@ def _about(
     """What a file of ours says of itself; nothing for others'."""
     if "about" not in arrays:
         return {}
-    about: dict[str, Any] = json.loads(str(arrays["about"]))
-    if about["protocol"] != features.protocol.name:
+    try:
+        about: dict[str, Any] = json.loads(str(arrays["about"]))
+        protocol, weights = about["protocol"], str(about["weights"] or "")
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise UserError(f"{path}: its `about` does not say what it was made by") from None
+    if protocol != features.protocol.name:
+        raise UserError(f"{path}: made for protocol {protocol}, not {features.protocol.name}")
+    if weights and weights != features.digest:
         raise UserError(
-            f"{path}: made for protocol {about['protocol']}, not {features.protocol.name}"
-        )
-    if about["weights"] and about["weights"] != features.digest:
-        raise UserError(
-            f"{path}: made with weights {about['weights'][:8]}, --features has"
-            f" {features.digest[:8]}"
+            f"{path}: made with weights {weights[:8]}, --features has {features.digest[:8]}"
         )
     return about
 
@@ -147,16 +154,14 @@ def _about(
 def _moments(
     path: epath.PathLike, arrays: dict[str, np.ndarray], mean: str, covariance: str, length: int
 ) -> Gaussian:
-    found = Gaussian(
-        np.asarray(arrays[mean], np.float64), np.asarray(arrays[covariance], np.float64)
-    )
-    for name, array, shape in (
-        (mean, found.mean, (length,)),
-        (covariance, found.covariance, (length, length)),
-    ):
-        if array.shape != shape or not np.isfinite(array).all():
-            raise UserError(f"{path}: {name} is of shape {array.shape}, it needs finite {shape}")
-    return found
+    for name, shape in ((mean, (length,)), (covariance, (length, length))):
+        array = arrays[name]
+        floats = np.issubdtype(array.dtype, np.floating)
+        if array.shape != shape or not floats or not np.isfinite(array).all():
+            raise UserError(
+                f"{path}: {name} is {array.dtype} {array.shape}, it needs finite floats {shape}"
+            )
+    return Gaussian(*(np.asarray(arrays[name], np.float64) for name in (mean, covariance)))
 
 
 def holds_statistics(path: epath.PathLike) -> bool:
@@ -184,21 +189,4 @@ def _names(path: epath.PathLike) -> list[str]:
     except OSError as error:
         raise unreadable(path, error) from None
     except zipfile.BadZipFile as error:
-        raise UserError(f"{path}: not a readable npz archive: {error}") from None
-
-
-def read_arrays(path: epath.PathLike, skip: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
-    """The arrays of an npz file, but those to skip.
-
-    Raises:
-      UserError: the file is missing or damaged.
-    """
-    try:
-        with epath.Path(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files if name not in skip}
-    except (
-        *(OSError, MemoryError),
-        *(EOFError, ValueError, TypeError, AttributeError, zipfile.BadZipFile),
-    ) as error:
-        raise_if_system(path, error)
         raise UserError(f"{path}: not a readable npz archive: {error}") from None

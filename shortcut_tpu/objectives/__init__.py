@@ -1,7 +1,7 @@
 """Training objectives by name.
 
 To add one: a file here with a frozen dataclass derived from `Objective`, a line in `OBJECTIVES`,
-and its hyperparameters in `configs/common.py`.
+and its hyperparameters in `configs/hyperparameters.py`.
 """
 
 from collections.abc import Mapping

@@ -1,8 +1,8 @@
 """The interface of a training objective.
 
 An objective is a frozen dataclass: its fields are its hyperparameters, documented in
-`configs/common.py`, and `loss` is a pure function of what a step hands it. The trainer knows no
-objective by name.
+`configs/hyperparameters.py`, and `loss` is a pure function of what a step hands it. The trainer
+knows no objective by name.
 
 Usage:
   objective = make_objective(config.objective)
@@ -119,7 +119,7 @@ class Objective(abc.ABC):
         cls.group = cls.__dict__.get("group") or cls.name
 
     def __post_init__(self) -> None:
-        """Raises a ValueError for what configs/common.py does not admit."""
+        """Raises a ValueError for what configs/hyperparameters.py does not admit."""
         for field in dataclasses.fields(self):
             limit = _LIMITS.get(f"objective.{self.group}.{field.name}")
             if limit is not None:

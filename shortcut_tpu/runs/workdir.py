@@ -15,7 +15,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from data_pipeline import exit_reason, locks
-from data_pipeline.atomic_files import in_bucket
+from data_pipeline.atomic_files import in_bucket, require_place
 from data_pipeline.errors import UserError
 from shortcut_tpu.cli import config as config_lib
 from shortcut_tpu.pod import distributed
@@ -40,6 +40,7 @@ def claimed(workdir: epath.Path) -> Iterator[None]:
 
 
 def _hold(workdir: epath.Path, held: contextlib.ExitStack) -> None:
+    require_place("workdir", os.fspath(workdir), "folder")
     if not in_bucket(workdir):
         try:
             if _lock(workdir, held):

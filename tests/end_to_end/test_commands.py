@@ -14,6 +14,7 @@ import pytest
 
 from launch.local_pod import host_environment
 from shortcut_tpu.observability.dashboard import charts
+from tests.end_to_end.forks import forked_commands
 
 TINY = (
     "--config.batch_size=32",
@@ -30,8 +31,8 @@ TINY = (
 )
 
 
-def command(module, *arguments, timeout=600):
-    """Runs a command to its end, or ends it with all that it started."""
+def typed(module, *arguments, timeout=600):
+    """Runs a command in a process of its own to its end, or ends it with all that it started."""
     process = subprocess.Popen(
         [sys.executable, "-m", module, *arguments],
         env=host_environment(chips_per_host=1),
@@ -39,6 +40,7 @@ def command(module, *arguments, timeout=600):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        umask=0o027,
     )
     try:
         stdout, stderr = process.communicate(timeout=timeout)
@@ -49,6 +51,13 @@ def command(module, *arguments, timeout=600):
     return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
 
+@pytest.fixture(scope="module")
+def command(tmp_path_factory):
+    """Runs a command to its end; gives its status and what it printed."""
+    with forked_commands(tmp_path_factory.mktemp("here")) as run:
+        yield lambda module, *arguments: run(module, arguments)
+
+
 def picture_size(path):
     with Image.open(path) as picture:
         return picture.size
@@ -56,22 +65,24 @@ def picture_size(path):
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory):
-    """A small job through the rehearsed pod, records included."""
-    folder = tmp_path_factory.mktemp("job")
-    done = command(
+    """A small job through the rehearsed pod, records included, in a folder with an odd name."""
+    folder = tmp_path_factory.mktemp("a jöb\n$(x)'s")
+    # What stands in a config is of one line.
+    records = tmp_path_factory.mktemp("rec örds") / "records"
+    done = typed(
         "launch.local_pod",
         "--config=digits",
         f"--workdir={folder / 'run'}",
         f"--json={folder / 'distances.json'}",
-        f"--config.data.path={folder / 'records'}",
+        f"--config.data.path={records}",
         *TINY,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    return folder, done
+    return folder, records, done
 
 
 def test_local_pod_does_the_whole_job(job):
-    folder, done = job
+    folder, _, done = job
     assert "2 processes, 2 cpu devices (data 2, fsdp 1, stride 1, tensor 1)" in done.stdout
     assert "step 20/20 100%" in done.stdout
     # Both hosts encoded, though the digits are one shard, which is the first one's.
@@ -92,10 +103,20 @@ def test_local_pod_does_the_whole_job(job):
     assert f"{figures['distances']['8']:.4g}" in done.stdout
 
 
+def test_all_that_a_job_writes_has_the_rights_that_the_umask_gives(job):
+    """Here it keeps others out, and what a run leaves is nobody else's either."""
+    folder, records, _ = job
+    written = [*folder.rglob("*"), *records.rglob("*")]
+    rights = {path: path.stat().st_mode & 0o777 for path in written}
+    assert len(written) > 50
+    assert {rights[path] for path in written if path.is_dir()} == {0o750}
+    assert {rights[path] for path in written if path.is_file()} == {0o640}
+
+
 def test_tensorboard_has_curves_samples_and_the_config(job):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    folder, _ = job
+    folder, _, _ = job
     events = EventAccumulator(str(folder / "run"), size_guidance={"tensors": 0})
     events.Reload()
     tags = set(events.Tags()["tensors"])
@@ -126,28 +147,30 @@ def test_tensorboard_has_curves_samples_and_the_config(job):
             assert any(re.fullmatch(pattern, tag) for tag in tags), title
 
 
-def test_evaluate_scores_the_checkpoint_that_is_asked_for(job, tmp_path):
-    folder, _ = job
+def test_evaluate_scores_the_checkpoint_that_is_asked_for(job, command, tmp_path):
+    folder, _, _ = job
     arguments = (f"--workdir={folder / 'run'}", "--steps=1,8", "--num_samples=100")
-    done = command("shortcut_tpu.evaluate", *arguments, f"--json={tmp_path / 'scores.json'}")
-    assert done.returncode == 0, done.stderr
+    status, said = command(
+        "shortcut_tpu.evaluate", *arguments, f"--json={tmp_path / 'scores.json'}"
+    )
+    assert status == 0, said
     figures = json.loads((tmp_path / "scores.json").read_text())
     before = json.loads((folder / "distances.json").read_text())
     # One device here, two hosts there: the sums agree to far more than the fourth digit.
     for n in ("1", "8"):
         assert figures["distances"][n] == pytest.approx(before["distances"][n], rel=1e-5)
     assert figures["step"] == 20
-    missing = command("shortcut_tpu.evaluate", *arguments, "--step=7")
-    assert missing.returncode == 1
-    assert missing.stderr.splitlines()[-1].endswith("no checkpoint of step 7, only of 20")
-    average = command("shortcut_tpu.evaluate", *arguments, "--ema=slow")
-    assert "--ema=slow is none of this run's evaluation, target" in average.stderr
+    status, said = command("shortcut_tpu.evaluate", *arguments, "--step=7")
+    assert status == 1
+    assert said.splitlines()[-1].endswith("no checkpoint of step 7, only of 20")
+    _, said = command("shortcut_tpu.evaluate", *arguments, "--ema=slow")
+    assert "--ema=slow is none of this run's evaluation, target" in said
 
 
-def test_sample_draws_what_is_asked_for(job, tmp_path):
-    folder, _ = job
+def test_sample_draws_what_is_asked_for(job, command, tmp_path):
+    folder, _, _ = job
     output = tmp_path / "sheet.png"
-    done = command(
+    status, said = command(
         "shortcut_tpu.sample",
         f"--workdir={folder / 'run'}",
         "--steps=1,4",
@@ -155,20 +178,20 @@ def test_sample_draws_what_is_asked_for(job, tmp_path):
         "--columns=5",
         f"--output={output}",
     )
-    assert done.returncode == 0, done.stderr
+    assert status == 0, said
     # Five columns and two labels by two step counts, 48 pixels each and 2 between.
     width, height = picture_size(output)
     assert height == 4 * 50 + 2 and width > 5 * 50 + 2
 
 
-def test_sample_writes_a_way_between_noises_as_arrays(job, tmp_path):
-    folder, _ = job
+def test_sample_writes_a_way_between_noises_as_arrays(job, command, tmp_path):
+    folder, _, _ = job
     output = tmp_path / "way.npz"
     arguments = ("--interpolate", "--steps=1,3", "--labels=3,null", "--columns=4", "--seed=5")
-    done = command(
+    status, said = command(
         "shortcut_tpu.sample", f"--workdir={folder / 'run'}", *arguments, f"--output={output}"
     )
-    assert done.returncode == 0, done.stderr
+    assert status == 0, said
     with np.load(output) as arrays:
         assert arrays["images"].shape == (2, 8, 8, 8, 1)
         assert arrays["images"].dtype == np.uint8
@@ -177,11 +200,13 @@ def test_sample_writes_a_way_between_noises_as_arrays(job, tmp_path):
         assert (arrays["seed"], arrays["step"]) == (5, 20)
 
 
-def test_report_has_what_the_run_logged(job, tmp_path):
-    folder, _ = job
+def test_report_has_what_the_run_logged(job, command, tmp_path):
+    folder, _, _ = job
     output = tmp_path / "report.html"
-    done = command("shortcut_tpu.report", f"--workdir={folder / 'run'}", f"--output={output}")
-    assert done.returncode == 0, done.stderr
+    status, said = command(
+        "shortcut_tpu.report", f"--workdir={folder / 'run'}", f"--output={output}"
+    )
+    assert status == 0, said
     text = output.read_text()
     for tag in ("fd_pixel@1 while training", "loss_level_0", "shares of time", "20 of 20"):
         assert tag in text
@@ -196,18 +221,18 @@ OFFICIAL = (
 )
 
 
-def test_convert_makes_a_run_that_the_other_commands_know(tmp_path):
+def test_convert_makes_a_run_that_the_other_commands_know(command, tmp_path):
     workdir, output = f"--workdir={tmp_path / 'run'}", tmp_path / "samples.npz"
     overrides = (
         *("--config.model.width=12", "--config.model.depth=2", "--config.model.num_heads=3"),
         *("--config.data.channels=2", "--config.data.num_classes=3", "--config.data.image_size=4"),
         "--config.data.autoencoder=identity",
     )
-    done = command("shortcut_tpu.convert", *OFFICIAL, workdir, *overrides)
-    assert done.returncode == 0, done.stderr
-    assert "shortcut, step 1234" in done.stdout
-    done = command("shortcut_tpu.sample", workdir, f"--output={output}", "--columns=2")
-    assert done.returncode == 0, done.stderr
+    status, said = command("shortcut_tpu.convert", *OFFICIAL, workdir, *overrides)
+    assert status == 0, said
+    assert "shortcut, step 1234" in said
+    status, said = command("shortcut_tpu.sample", workdir, f"--output={output}", "--columns=2")
+    assert status == 0, said
     with np.load(output) as arrays:
         assert arrays["images"].shape == (1, 6, 4, 4, 2)
 
@@ -335,14 +360,14 @@ def test_convert_makes_a_run_that_the_other_commands_know(tmp_path):
         ),
     ],
 )
-def test_mistakes_end_in_one_clear_line(job, module, arguments, message, tmp_path):
+def test_mistakes_end_in_one_clear_line(job, command, module, arguments, message, tmp_path):
     arguments = [a.replace("--workdir=w", f"--workdir={tmp_path}/w") for a in arguments]
-    folder, _ = job
-    names = {"RECORDS": str(folder / "records"), "RUN": str(folder / "run")}
+    folder, records, _ = job
+    names = {"RECORDS": str(records), "RUN": str(folder / "run")}
     for name, path in names.items():
         arguments = tuple(argument.replace(name, path) for argument in arguments)
-    done = command(module, *arguments)
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    assert "starting again" not in done.stderr
-    assert message in done.stderr.splitlines()[-1]
+    status, output = command(module, *arguments)
+    assert status == 1, output
+    assert "Traceback" not in output
+    assert "starting again" not in output
+    assert message in output.splitlines()[-1]

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.end_to_end.test_commands import command
+from tests.end_to_end.test_commands import typed
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu, the TPU compiler, is not installed"
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(
 
 def test_a_step_that_fits(tmp_path):
     path, cache = tmp_path / "figures.json", tmp_path / "cache"
-    done = command(
+    done = typed(
         "shortcut_tpu.preflight",
         "--config=imagenet256_b",
         "--config.model.depth=2",
@@ -77,7 +77,7 @@ def test_a_step_that_fits(tmp_path):
 def test_long_sequences_attend_by_kernels(tmp_path):
     """1024 tokens, a method of both modes; what kernels do counts."""
     path = tmp_path / "figures.json"
-    done = command(
+    done = typed(
         "shortcut_tpu.preflight",
         "--config=imagenet256_b",
         "--config.model.depth=1",
@@ -103,7 +103,7 @@ def test_long_sequences_attend_by_kernels(tmp_path):
 
 def test_a_step_that_does_not_fit_is_refused_in_one_line(tmp_path):
     path = tmp_path / "figures.json"
-    done = command(
+    done = typed(
         "shortcut_tpu.preflight",
         "--config=imagenet256_b",
         "--config.model.depth=2",

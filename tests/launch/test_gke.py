@@ -74,6 +74,10 @@ def test_the_jobset_of_two_slices():
     (container,) = pod["containers"]
     assert container["resources"]["limits"] == {"google.com/tpu": 4}
     assert container["command"] == TRAIN
+    # libtpu opens the chips' device files; of the node's own files the container sees none.
+    assert container["securityContext"] == {"privileged": True}
+    assert pod["volumes"] == [{"name": "dshm", "emptyDir": {"medium": "Memory"}}]
+    assert not {"env", "envFrom", "serviceAccountName"} & {*container, *pod}
 
 
 def test_the_xpk_command_runs_the_same():

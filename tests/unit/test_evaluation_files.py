@@ -128,7 +128,7 @@ def test_statistics_of_others_are_read_with_their_images(tmp_path):
     assert (plain.spatial, plain.vectors, plain.images) == (None, None, None)
     for arrays, message in (
         ({"mu": UNIT.mean(0)}, "holds no `mu` and `sigma`"),
-        ({"mu": [1.0], "sigma": [[1.0]]}, r"mu is of shape \(1,\), it needs finite \(6,\)"),
+        ({"mu": [1.0], "sigma": [[1.0]]}, r"mu is float64 \(1,\), it needs finite floats \(6,\)"),
         ({"mu": UNIT.mean(0), "sigma": covariance * np.nan}, "sigma .* needs finite"),
     ):
         np.savez(path, **arrays)

@@ -69,7 +69,7 @@ def batch() -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_config_documents_every_hyperparameter(name: str) -> None:
-    """configs/common.py holds each field of the dataclass, with the same default."""
+    """configs/hyperparameters.py holds each field of the dataclass, with the same default."""
     fields = {field.name: field.default for field in dataclasses.fields(OBJECTIVES[name])}
     assert common.get_objectives()[OBJECTIVES[name].group].to_dict() == fields
 

@@ -16,7 +16,9 @@ from shortcut_tpu.cli import command
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("file/x.json", "Not a directory"),
+        ("file/x.json", ".*/file is no folder"),
+        ("file/deep/x.json", ".*/file is no folder"),
+        ("nothing/x.json", ".*/nothing is no folder"),
         ("folder", "it is a folder"),
         ("deep/er/" + "x" * 300, "File name too long"),
     ],
@@ -24,9 +26,10 @@ from shortcut_tpu.cli import command
 def test_places_that_cannot_be(tmp_path, name, message):
     (tmp_path / "file").write_text("")
     (tmp_path / "folder").mkdir()
+    (tmp_path / "nothing").symlink_to("nowhere")
     with pytest.raises(UserError, match=f"--json=.*: cannot be written: {message}"):
         require_place("json", str(tmp_path / name))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder", "nothing"]
 
 
 @pytest.mark.parametrize("name", ["new.json", "a/b/c.json", "ä b/c\nd.json", "file"])
@@ -34,6 +37,16 @@ def test_places_that_can_be(tmp_path, name):
     (tmp_path / "file").write_text("kept")
     require_place("json", str(tmp_path / name))
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("file", "kept")]
+
+
+@pytest.mark.parametrize("name", ["file", "nothing"])
+def test_what_stands_where_a_folder_is_to_be(tmp_path, name):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "nothing").symlink_to("nowhere")
+    # A file takes such a place, a folder cannot.
+    require_place("output", str(tmp_path / name), "either")
+    with pytest.raises(UserError, match=f"cannot be written: .*/{name} is no folder"):
+        require_place("output", str(tmp_path / name), "folder")
 
 
 @pytest.mark.parametrize("code", [errno.EROFS, errno.ENOSPC, errno.EACCES])
@@ -45,7 +58,7 @@ def test_disks_that_take_nothing(tmp_path, monkeypatch, code):
 
     monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
     with pytest.raises(UserError, match=f"--workdir=.*: cannot be written: {os.strerror(code)}"):
-        require_place("workdir", str(tmp_path / "run"), folder=True)
+        require_place("workdir", str(tmp_path / "run"), "folder")
 
 
 def test_every_flag_that_is_written(tmp_path, monkeypatch):

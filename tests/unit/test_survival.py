@@ -145,10 +145,8 @@ def test_too_many_in_a_row_hold_the_state_until_the_loop_looks():
     np.testing.assert_array_equal(held.params["w"], state.params["w"])
 
 
-def test_the_run_stops_with_the_records_and_the_state_before(tmp_path):
-    data, workdir = tmp_path / "digits", epath.Path(tmp_path / "run")
-    pods.make_records(data)
-    poison = poison_one_record(data)
+def small_run(data: Path) -> ConfigDict:
+    """Sixteen steps, of which only the last is logged, that one bad update stops."""
     config = digits.get_config()
     config.update(
         ConfigDict(
@@ -163,29 +161,49 @@ def test_the_run_stops_with_the_records_and_the_state_before(tmp_path):
             }
         )
     )
+    return config
+
+
+def test_the_run_stops_with_the_records_and_the_state_before(tmp_path):
+    data, workdir = tmp_path / "digits", epath.Path(tmp_path / "run")
+    pods.make_records(data)
+    bad_record = 17
+    poison(data, bad_record, np.nan)
+    config = small_run(data)
     (bad,) = [
         step
         for step in range(1, 17)
-        if poison in record_indices(config.seed, step - 1, (0, 8), 8, 64)
+        if bad_record in record_indices(config.seed, step - 1, (0, 8), 8, 64)
     ][:1]
     says = f"from step {bad}, .*the state before is checkpoint {bad - 1}"
     with pytest.raises(UserError, match=says):
         train(config, workdir)
     blamed = json.loads((workdir / f"skipped-{bad}.json").read_text())["records_by_step"]
-    assert poison in blamed[str(bad)]
+    assert bad_record in blamed[str(bad)]
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         assert checkpoints.newest() == bad - 1
 
 
-def poison_one_record(data: Path) -> int:
-    """Makes the data set 64 records long, one of them not a number; returns its index."""
+def test_a_run_whose_first_loss_is_not_finite_says_so_at_once(tmp_path, capsys):
+    """Not at the first log or save, which may be hours later."""
+    data, workdir = tmp_path / "digits", epath.Path(tmp_path / "run")
+    pods.make_records(data)
+    # What float16 makes of latents beyond its range.
+    poison(data, np.arange(64), np.inf)
+    with pytest.raises(UserError, match=r"not finite .* from step 1, .* is checkpoint 0"):
+        train(small_run(data), workdir)
+    said = capsys.readouterr().out
+    assert "step 1: loss nan, gradient norm nan: not finite" in said
+
+
+def poison(data: Path, index: int | np.ndarray, value: float) -> None:
+    """Makes the data set 64 records long, some of them of one value."""
     reader = LatentReader(data)
     fields = reader.read(np.arange(64))
     records = np.zeros(64, reader.manifest.record_dtype)
     for name, values in fields.items():
         records[name] = values
-    records["mean"][17] = np.nan
+    records["mean"][index] = value
     shard = write_shard(data / "poisoned.array_record", records)
     manifest: Manifest = dataclasses.replace(reader.manifest, shards=(shard,), num_records=64)
     manifest.save(data)
-    return 17

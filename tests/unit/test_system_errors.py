@@ -18,12 +18,12 @@ from data_pipeline.errors import PassingError, UserError
 from data_pipeline.images import Preprocessing
 from data_pipeline.loader import BatchSource
 from data_pipeline.manifest import Manifest
+from data_pipeline.npz_files import read_npz
 from data_pipeline.pickles import read_pickle
 from data_pipeline.records import LatentReader, verify
 from data_pipeline.sources import EncodedImage, open_source
 from data_pipeline.system_errors import raise_if_system
 from data_pipeline.torch_archive import read_torch_archive
-from shortcut_tpu.evaluation.reference import read_arrays
 from shortcut_tpu.evaluation.sample_files import SampleReader
 from shortcut_tpu.evaluation.unfinished import Unfinished
 from shortcut_tpu.runs import checksums
@@ -139,7 +139,7 @@ def test_files_of_numbers_name_the_system(tmp_path, failing):
     for read in (
         read_torch_archive,
         read_pickle,
-        read_arrays,
+        lambda path: read_npz(path, ()),
         SampleReader,
         Manifest.load,
         lambda path: open_source(f"npz:{path}"),

@@ -131,8 +131,8 @@ def main() -> None:
         run(*sheet, hosts=1)
     print(
         "",
-        f"scores       {scores}",
         f"picture      {picture}",
+        f"scores       {scores}",
         f"curves       .venv/bin/tensorboard --logdir={workdir}",
         sep="\n",
     )

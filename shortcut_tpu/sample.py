@@ -6,8 +6,9 @@
   python -m shortcut_tpu.sample --workdir=runs/digits --columns=1000 --output=samples.npz
 
 Each row of a sheet is a label and a step count, which stand before it; rows of one label come from
-the same noises, column by column. An .npz holds `images` [steps, samples, H, W, C] uint8, `labels`
-[samples], `steps`, `seed`, and the checkpoint's `step`.
+the same noises, column by column. Real images of the label stand beside them, and the checkpoint's
+distance over steps, where the records and an evaluation are there. An .npz holds `images` [steps,
+samples, H, W, C] uint8, `labels` [samples], `steps`, `seed`, and the checkpoint's `step`.
 """
 
 from collections.abc import Sequence
@@ -17,21 +18,26 @@ from typing import Any
 from absl import flags
 from etils import epath
 import jax
+from ml_collections import ConfigDict
 import numpy as np
 from PIL import Image
 
+from data_pipeline.atomic_files import in_bucket
 from data_pipeline.errors import UserError
 from shortcut_tpu.cli import command
 from shortcut_tpu.cli.console import say
 from shortcut_tpu.cli.labels import label_names, parse_labels
 from shortcut_tpu.evaluation.generator import Generator, make_generator, unit_to_uint8
 from shortcut_tpu.evaluation.interpolation import InterpolatingGenerator
+from shortcut_tpu.evaluation.real_images import real_latents
 from shortcut_tpu.observability.charts import in_steps
-from shortcut_tpu.observability.sheets import sheet
+from shortcut_tpu.observability.sheets import beside, distance_figure, sheet
+from shortcut_tpu.observability.summary import Score, read_score
 from shortcut_tpu.pod import distributed
 from shortcut_tpu.runs.loading import load_run, require_steps
 
 _BATCH = 256
+_REAL = 4
 
 
 def define_flags() -> None:
@@ -83,17 +89,27 @@ def main() -> None:
         )
     else:
         generator = make_generator(run.experiment, run.autoencoder, seed, guidance)
-    batches = np.array_split(np.arange(len(labels)), -(-len(labels) // _BATCH))
+    rows = min(len(labels), _BATCH)
+    batches = [np.arange(i, min(i + rows, len(labels))) for i in range(0, len(labels), rows)]
     images = np.stack(
         [
             np.concatenate([unit_to_uint8(generator(run.params, b, labels[b], n)) for b in batches])
             for n in steps
         ]
     )
+    picture, drawn = output.suffix.lower() == ".png", labels[:: values.columns]
+    real = _real(generator, config, drawn, len(steps), rows) if picture else None
     if jax.process_index() == 0:
-        if output.suffix.lower() == ".png":
-            names = label_names(labels[:: values.columns], config.data)
-            content = png(images, names, steps)
+        if picture:
+            way = np.linspace(0, 1, values.columns)
+            content = png(
+                images,
+                label_names(drawn, config.data),
+                steps,
+                column_names=[f"i = {i:.2f}" for i in way] if values.interpolate else (),
+                real=real,
+                score=read_score(workdir, run.step),
+            )
         else:
             content = npz(images=images, labels=labels, steps=steps, seed=seed, step=run.step)
         try:
@@ -104,13 +120,40 @@ def main() -> None:
     say(f"{output}: step {run.step}, {len(labels)} samples at {', '.join(map(str, steps))} steps")
 
 
-def png(images: np.ndarray, names: Sequence[str], steps: Sequence[int]) -> bytes:
+def _real(
+    generator: Generator, config: ConfigDict, labels: np.ndarray, num_steps: int, rows: int
+) -> np.ndarray | None:
+    """Real images beside each row of a sheet [labels, num_steps, _REAL, H, W, C] uint8.
+
+    None where the records are not on this machine: a bucket's are not copied for a sheet.
+    """
+    if in_bucket(config.data.path):
+        return None
+    latents = real_latents(config.data.path, config.data, labels.tolist(), num_steps * _REAL)
+    if latents is None:
+        return None
+    images = unit_to_uint8(generator.decoded(latents, rows))
+    return images.reshape(len(labels), num_steps, _REAL, *images.shape[1:])
+
+
+def png(
+    images: np.ndarray,
+    names: Sequence[str],
+    steps: Sequence[int],
+    *,
+    column_names: Sequence[str] = (),
+    real: np.ndarray | None = None,
+    score: Score | None = None,
+) -> bytes:
     """A sheet as a PNG file: for each label its rows of all step counts, below one another.
 
     Args:
       images: [len(steps), len(names) * columns, H, W, C] uint8.
       names: of the labels.
       steps: the step counts.
+      column_names: of the samples; `noise 1` and so on by default.
+      real: images beside each row [len(names), len(steps), n, H, W, C] uint8.
+      score: the checkpoint's distances, whose figure stands beside the sheet.
 
     Raises:
       UserError: the images are neither grey nor in colour.
@@ -120,11 +163,19 @@ def png(images: np.ndarray, names: Sequence[str], steps: Sequence[int]) -> bytes
         raise UserError(f"samples of {shape[-1]} channels are no pictures; --output=FILE.npz")
     columns = count // len(names)
     rows = images.reshape(len(steps), len(names), columns, *shape).swapaxes(0, 1)
+    blocks = {"samples": columns}
+    if real is not None:
+        rows = np.concatenate([rows, real], axis=2)
+        blocks["real images"] = real.shape[2]
     page = sheet(
         rows.reshape(-1, *shape),
-        columns,
+        rows.shape[2],
         row_names=[f"{name}\n{in_steps(n)}" for name in names for n in steps],
+        column_names=column_names or [f"noise {i + 1}" for i in range(columns)],
+        blocks=blocks,
     )
+    if score is not None:
+        page = beside(page, distance_figure(score.metric, score.distances))
     content = io.BytesIO()
     Image.fromarray(page).save(content, "png")
     return content.getvalue()

@@ -164,6 +164,10 @@ class Evaluator:
         images: np.ndarray = dataclasses.replace(pending, count=len(labels)).result()
         return images
 
+    def decoded(self, latents: np.ndarray) -> np.ndarray:
+        """Images [n, H, W, C] of stored latents, on every host, by the programs of `scores`."""
+        return self._generator.decoded(latents, self._batch_size)
+
     def _start(self, num_steps: int, writer: SampleWriter | None) -> Sums:
         """What an earlier process left, or nothing."""
         if self._unfinished and jax.process_index() == 0 and not (writer and writer.new):

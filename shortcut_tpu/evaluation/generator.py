@@ -11,6 +11,7 @@ Usage:
 """
 
 from collections.abc import Sequence
+import dataclasses
 import functools
 from typing import Any, Protocol
 
@@ -178,6 +179,21 @@ class Generator:
         """Images [n, H, W, C] of some samples, on every host."""
         images: np.ndarray = self.submit(params, indices, labels, num_steps).result()
         return images
+
+    def decoded(self, latents: np.ndarray, rows: int) -> np.ndarray:
+        """Images [n, H, W, C] of latents [n, H, W, C] as they are stored, on every host.
+
+        By the program that decodes samples, if `rows` at a time is how they are made: another
+        would be compiled for other batches, which takes minutes on a TPU.
+        """
+        images = []
+        for start in range(0, len(latents), rows):
+            batch = latents[start : start + rows] * self.experiment.latent_scale
+            whole = np.resize(batch, (rows, *batch.shape[1:])).astype(np.float32)
+            decode = functools.partial(self.decoding, self._decoder)
+            pending = submit(self.experiment.mesh, decode, whole)
+            images.append(dataclasses.replace(pending, count=len(batch)).result())
+        return np.concatenate(images)
 
     @functools.cached_property
     def _decoder(self) -> Any:

@@ -1,6 +1,6 @@
 """Evaluates a run while it trains."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import functools
 import json
 from typing import Any
@@ -10,19 +10,30 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
+from data_pipeline import staging
 from data_pipeline.autoencoders import Autoencoder
 from data_pipeline.progress import Bar, unseen
 from shortcut_tpu.cli.console import say
 from shortcut_tpu.cli.labels import label_names
 from shortcut_tpu.evaluation.evaluator import Evaluator, make_evaluator, table
 from shortcut_tpu.evaluation.generator import Generator, make_generator, unit_to_uint8
-from shortcut_tpu.evaluation.labels import balanced_labels
+from shortcut_tpu.evaluation.real_images import real_latents
 from shortcut_tpu.observability import sheets
 from shortcut_tpu.observability.charts import in_steps
 from shortcut_tpu.observability.writers import Writer
 from shortcut_tpu.training.experiment import Experiment
 
-_SHEET_COLUMNS = 10
+_SAMPLES, _ROWS, _FEWEST_ROWS, _REAL = 40, 10, 4, 4
+
+
+def sheet_labels(num_classes: int) -> tuple[np.ndarray, int]:
+    """Labels [N] of a sheet's samples, row by row, and how many stand in a row.
+
+    A label a row, of many classes the first ten; of very few each has several rows.
+    """
+    labels = np.repeat(np.arange(min(num_classes, _ROWS)), max(_FEWEST_ROWS // num_classes, 1))
+    columns = max(_SAMPLES // len(labels), 1)
+    return np.repeat(labels, columns).astype(np.int32), columns
 
 
 class PeriodicEvaluation:
@@ -85,7 +96,7 @@ class PeriodicEvaluation:
         """Evaluates, writes and prints; returns the distances by number of sampling steps."""
         config = self._experiment.config
         metric = self._evaluator.metric
-        labels = balanced_labels(4 * _SHEET_COLUMNS, config.data.num_classes)
+        labels, columns = sheet_labels(config.data.num_classes)
         step_counts = self.step_counts
         scores: dict[str, dict[int, float]] = {}
         samples: dict[int, np.ndarray] = {}
@@ -99,19 +110,7 @@ class PeriodicEvaluation:
                 for name, score in self._evaluator.scores(params, n, progress).items():
                     scores.setdefault(name, {})[n] = score
                 samples[n] = unit_to_uint8(self._evaluator.images(params, labels, n))
-        names = label_names(labels, config.data)
-        images = {
-            f"samples/{n}_steps": sheets.sheet(found, _SHEET_COLUMNS, captions=names)[None]
-            for n, found in samples.items()
-        }
-        images["samples/same_noises"] = sheets.sheet(
-            np.concatenate([found[:_SHEET_COLUMNS] for found in samples.values()]),
-            _SHEET_COLUMNS,
-            row_names=[in_steps(n) for n in samples],
-            column_names=names[:_SHEET_COLUMNS],
-        )[None]
-        distances = scores[metric]
-        images[f"eval/{metric}_over_steps"] = sheets.distance_figure(metric, distances)[None]
+        images = self._sheets(samples, labels, columns, scores[metric])
         for name, values in scores.items():
             self._writer.write_scalars(step, {f"eval/{name}@{n}": s for n, s in values.items()})
         self._writer.write_images(step, images)
@@ -123,7 +122,61 @@ class PeriodicEvaluation:
             f"evaluated at step {step}, {self._evaluator.num_samples} samples",
             *table(scores, self._evaluator.guidance),
         )
-        return distances
+        return scores[metric]
+
+    def _sheets(
+        self,
+        samples: Mapping[int, np.ndarray],
+        labels: np.ndarray,
+        columns: int,
+        distances: Mapping[int, float],
+    ) -> dict[str, np.ndarray]:
+        """The pictures of an evaluation by their tags.
+
+        Args:
+          samples: by number of sampling steps, of labels [N].
+          labels: a sheet's, row by row.
+          columns: samples in a row.
+          distances: by number of sampling steps.
+        """
+        first = labels[::columns]
+        names = label_names(first, self._experiment.config.data)
+        real = self._real(tuple(first.tolist()))
+        images = {}
+        for n, found in samples.items():
+            rows = found.reshape(len(first), columns, *found.shape[1:])
+            blocks = {in_steps(n): columns}
+            if real is not None:
+                rows = np.concatenate([rows, real], axis=1)
+                blocks["real images"] = _REAL
+            images[f"samples/{n}_steps"] = sheets.sheet(
+                rows.reshape(-1, *found.shape[1:]),
+                rows.shape[1],
+                row_names=names,
+                blocks=blocks,
+            )
+        same = [found[::columns] for found in samples.values()]
+        row_names = [in_steps(n) for n in samples]
+        if real is not None:
+            same.append(real[:, 0])
+            row_names.append("real images")
+        figure = sheets.distance_figure(self._evaluator.metric, distances)
+        page = sheets.sheet(
+            np.concatenate(same), len(first), row_names=row_names, column_names=names
+        )
+        images["samples/same_noises"] = sheets.beside(page, figure)
+        images[f"eval/{self._evaluator.metric}_over_steps"] = figure
+        return {tag: image[None] for tag, image in images.items()}
+
+    @functools.lru_cache(maxsize=1)  # noqa: B019  (it lives as long as the run)
+    def _real(self, labels: tuple[int, ...]) -> np.ndarray | None:
+        """Real images of each label [len(labels), _REAL, H, W, C] uint8, where records are here."""
+        data = self._experiment.config.data
+        latents = real_latents(staging.local(data.path, data.stage), data, labels, _REAL)
+        if latents is None:
+            return None
+        images = unit_to_uint8(self._evaluator.decoded(latents))
+        return images.reshape(len(labels), _REAL, *images.shape[1:])
 
     def unless_done(self, step: int, params: Any) -> None:
         """Evaluates unless that was completed before."""

@@ -6,6 +6,7 @@ Usage:
 """
 
 from collections.abc import Mapping, Sequence
+import itertools
 import math
 
 import numpy as np
@@ -13,10 +14,12 @@ from PIL import Image, ImageDraw, ImageFont
 
 from shortcut_tpu.observability.charts import short, ticks
 
-_SMALLEST_TILE = 48
+_SMALLEST_TILE = 64
 _GAP = 2
+_BETWEEN_BLOCKS = 14
 _MARGIN = 8
 _TEXT_SIZE = 13
+_LINE = _TEXT_SIZE + 4
 
 
 def sheet(
@@ -26,6 +29,7 @@ def sheet(
     row_names: Sequence[str] = (),
     column_names: Sequence[str] = (),
     captions: Sequence[str] = (),
+    blocks: Mapping[str, int] | None = None,
 ) -> np.ndarray:
     """Images [N, H, W, C] uint8 in rows of `columns` on white -> [H', W', 3] uint8.
 
@@ -35,40 +39,55 @@ def sheet(
       images: one after another, row by row.
       columns: images in a row.
       row_names: what is written before each row; may have several lines.
-      column_names: what is written above each column.
+      column_names: what is written above each column; cut to its width.
       captions: what is written below each image; cut to its width.
+      blocks: columns set apart from the others, from the left: what is written above each block,
+        and how many columns it has.
     """
     images = _visible(images)
     count, height, width, _ = images.shape
-    rows, font = math.ceil(count / columns), ImageFont.load_default(size=_TEXT_SIZE)
-    line = _TEXT_SIZE + 4
-    tile = height + (line if captions else 0) + _GAP
-    left = math.ceil(max((_width(font, name) for name in row_names), default=-2 * _MARGIN))
-    left += 2 * _MARGIN + _GAP
-    top = _GAP + (line if column_names else 0)
-    size = (left + columns * (width + _GAP), top + rows * tile)
+    font = ImageFont.load_default(size=_TEXT_SIZE)
+    tile = height + (_LINE if captions else 0) + _GAP
+    names = math.ceil(max((_width(font, name) for name in row_names), default=-2 * _MARGIN))
+    left = names + 2 * _MARGIN + _GAP
+    top = _GAP + _LINE * (bool(column_names) + bool(blocks))
+    starts = _starts(left, width + _GAP, columns, blocks or {})
+    size = (starts[-1] + width + _GAP, top + math.ceil(count / columns) * tile)
     page = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(page)
 
-    def fitted(name: str) -> str:
-        """As much of a name as is no wider than a tile."""
-        while name and font.getlength(name) > width:
-            name = name[:-1]
-        return name
+    def centred(text: str, x: float, y: float, room: float) -> None:
+        while text and font.getlength(text) > room:
+            text = text[:-1]
+        draw.text((x, y), text, "black", font, anchor="mm")
 
     for index, image in enumerate(images):
-        x, y = left + index % columns * (width + _GAP), top + index // columns * tile
+        x, y = starts[index % columns], top + index // columns * tile
         page.paste(Image.fromarray(image), (x, y))
         if captions:
-            at = (x + width // 2, y + height + line // 2)
-            draw.text(at, fitted(captions[index]), "black", font, anchor="mm")
+            centred(captions[index], x + width // 2, y + height + _LINE // 2, width)
     for index, name in enumerate(row_names):
-        at = (_MARGIN + (left - _GAP - 2 * _MARGIN), top + index * tile + height // 2)
+        at = (_MARGIN + names, top + index * tile + height // 2)
         draw.multiline_text(at, name, "black", font, anchor="rm", align="right")
-    for index, name in enumerate(column_names):
-        at = (left + index * (width + _GAP) + width // 2, _GAP + line // 2)
-        draw.text(at, fitted(name), "black", font, anchor="mm")
+    for x, name in zip(starts, column_names, strict=False):
+        centred(name, x + width // 2, top - _LINE // 2, width)
+    first = 0
+    for name, wide in (blocks or {}).items():
+        x, end = starts[first], starts[first + wide - 1] + width
+        centred(name, (x + end) // 2, _GAP + _LINE // 2, end - x)
+        first += wide
     return np.asarray(page)
+
+
+def _starts(left: int, step: int, columns: int, blocks: Mapping[str, int]) -> list[int]:
+    """Where each column begins, in pixels."""
+    ends = set(itertools.accumulate(blocks.values()))
+    places, x = [], left
+    for column in range(columns):
+        x += _BETWEEN_BLOCKS if column in ends else 0
+        places.append(x)
+        x += step
+    return places
 
 
 def _width(font: ImageFont.FreeTypeFont | ImageFont.ImageFont, name: str) -> float:
@@ -83,6 +102,18 @@ def _visible(images: np.ndarray) -> np.ndarray:
     factor = math.ceil(_SMALLEST_TILE / images.shape[1])
     images = images.repeat(factor, axis=1).repeat(factor, axis=2)
     return images[..., :3] if images.shape[-1] >= 3 else images[..., :1].repeat(3, axis=-1)
+
+
+def beside(*pages: np.ndarray) -> np.ndarray:
+    """Pictures [H, W, 3] uint8 from left to right on white, their upper edges level."""
+    height = max(len(page) for page in pages)
+    return np.concatenate(
+        [
+            np.pad(page, ((0, height - len(page)), (0, 0), (0, 0)), constant_values=255)
+            for page in pages
+        ],
+        axis=1,
+    )
 
 
 def distance_figure(metric: str, distances: Mapping[int, float]) -> np.ndarray:

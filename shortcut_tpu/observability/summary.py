@@ -21,6 +21,8 @@ from shortcut_tpu.runs import checksums
 
 # What `evaluate --json` wrote, where the rehearsed pod keeps it.
 SCORES = "distances.json"
+# A file of that name need not be ours.
+_NOT_OURS = (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration)
 DISTANCE = re.compile(r"eval/(.+)@(\d+)")
 
 
@@ -30,7 +32,7 @@ class Score:
 
     metric: str
     step: int
-    num_samples: int
+    num_samples: int | None
     distances: dict[int, float]
 
 
@@ -73,11 +75,24 @@ def read_summary(name: str, workdir: epath.Path) -> Summary:
         step=max(checksums.finished(workdir / "checkpoints"), default=0),
         record=read_events(workdir),
         starts=environment.recorded(workdir),
-        score=_read_score(workdir / SCORES),
+        score=_read_scores(workdir / SCORES),
     )
 
 
-def _read_score(path: epath.Path) -> Score | None:
+def read_score(workdir: epath.Path, step: int) -> Score | None:
+    """The distances of a checkpoint, by `evaluate` or else by the evaluation while it trained."""
+    score = _read_scores(workdir / SCORES)
+    if score is not None and score.step == step:
+        return score
+    try:
+        content = json.loads((workdir / "evaluations" / f"{step}.json").read_text())
+        metric, distances = next(iter(content.items()))
+        return Score(metric, step, None, {int(n): float(value) for n, value in distances.items()})
+    except _NOT_OURS:
+        return None
+
+
+def _read_scores(path: epath.Path) -> Score | None:
     try:
         content = json.loads(path.read_text())
         return Score(
@@ -86,6 +101,5 @@ def _read_score(path: epath.Path) -> Score | None:
             num_samples=content["num_samples"],
             distances={int(n): float(value) for n, value in content["distances"].items()},
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        # A file of that name need not be ours.
+    except _NOT_OURS:
         return None

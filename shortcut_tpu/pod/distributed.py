@@ -33,6 +33,7 @@ def initialize() -> None:
     # Random numbers must not depend on how an array is sharded.
     jax.config.update("jax_threefry_partitionable", True)
     if COORDINATOR in os.environ:
+        _keep_output()
         jax.distributed.initialize(
             coordinator_address=os.environ[COORDINATOR],
             num_processes=int(os.environ[NUM_PROCESSES]),
@@ -40,6 +41,17 @@ def initialize() -> None:
         )
     else:
         join_cluster()
+
+
+def _keep_output() -> None:
+    """Leaves standard output to Python, and what C++ libraries print there to standard error.
+
+    Gloo, by which processors exchange arrays, greets every peer on file descriptor 1.
+    """
+    sys.stdout.flush()
+    ours = os.dup(1)
+    os.dup2(2, 1)
+    sys.stdout = os.fdopen(ours, "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors)
 
 
 def end_now() -> None:

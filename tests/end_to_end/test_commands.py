@@ -85,6 +85,11 @@ def test_local_pod_does_the_whole_job(job):
     folder, _, done = job
     assert "2 processes, 2 cpu devices (data 2, fsdp 1, stride 1, tensor 1)" in done.stdout
     assert "step 20/20 100%" in done.stdout
+    # Libraries' greetings are in the logs; what the run has made is named last, the picture first.
+    assert "Gloo" not in done.stdout + done.stderr
+    assert "Gloo" in (folder / "run" / "logs" / "train-host-0.log").read_text()
+    assert done.stdout.splitlines()[-3] == f"picture      {folder / 'run' / 'samples.png'}"
+    assert done.stderr == ""
     # Both hosts encoded, though the digits are one shard, which is the first one's.
     assert "encoded 1797 of 1797 records in 1 shard(s)" in done.stdout
     log = folder / "run" / "logs" / "encode_latents-host-1.log"
@@ -93,8 +98,8 @@ def test_local_pod_does_the_whole_job(job):
     assert (folder / "run" / "checkpoints" / "20").is_dir()
     assert list((folder / "run").glob("events.out.tfevents.*"))
     width, height = picture_size(folder / "run" / "samples.png")
-    # The tiles, and the names of rows beside them.
-    assert height == 30 * 50 + 2 and width > 10 * 50 + 2
+    # The samples, real images and the figure, and what is written left of and above them.
+    assert height == 30 * 66 + 2 + 2 * 17 and width > 14 * 66 + 480
     figures = json.loads((folder / "distances.json").read_text())
     assert figures["metric"] == "fd_pixel"
     assert figures["num_samples"] == 100
@@ -179,9 +184,9 @@ def test_sample_draws_what_is_asked_for(job, command, tmp_path):
         f"--output={output}",
     )
     assert status == 0, said
-    # Five columns and two labels by two step counts, 48 pixels each and 2 between.
+    # The figure of the distances is higher than two labels by two step counts of 64 pixels.
     width, height = picture_size(output)
-    assert height == 4 * 50 + 2 and width > 5 * 50 + 2
+    assert height == 336 > 4 * 66 and width > 9 * 66 + 480
 
 
 def test_sample_writes_a_way_between_noises_as_arrays(job, command, tmp_path):

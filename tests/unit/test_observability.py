@@ -103,33 +103,41 @@ def test_what_no_row_was_concerned_by_is_not_written():
 
 def test_a_sheet_says_what_its_rows_columns_and_tiles_are():
     """The images stay as they are, and there is writing left of, above and below them."""
-    images = np.random.default_rng(0).integers(0, 256, (6, 48, 48, 3), np.uint8)
+    images = np.random.default_rng(0).integers(0, 255, (6, 64, 64, 3), np.uint8)
     page = sheets.sheet(
         images,
         columns=3,
         row_names=["goldfish\n1 step", "tench\n1 step"],
         column_names=["a", "b", "c"],
         captions=["a name that is far too long for its tile"] * 6,
+        blocks={"samples": 2, "real": 1},
     )
-    bare = sheets.sheet(images, columns=3)
-    assert page.dtype == bare.dtype == np.uint8
-    tiles = page[:, -(3 * 50) :]
-    for row in range(2):
-        top = next(
-            y
-            for y in range(len(page))
-            if (tiles[y : y + 48] == bare[2 + 50 * row : 50 + 50 * row, 2:]).all()
-        )
-        written = [page[top : top + 48, : -(3 * 50)], tiles[top + 48 : top + 65]]
-        written += [tiles[: top - 1]] if row == 0 else []
-        for area in written:
-            assert (area == 255).mean() > 0.6 and area.min() < 100
+    tops = [2 + 2 * 17 + row * (64 + 17 + 2) for row in range(2)]
+    last = page.shape[1] - 66
+    lefts = [last - 14 - 2 * 66, last - 14 - 66, last]
+    for index, image in enumerate(images):
+        top, left = tops[index // 3], lefts[index % 3]
+        np.testing.assert_array_equal(page[top : top + 64, left : left + 64], image)
+    between = page[:, last - 14 : last - 2]
+    written = [page[top : top + 64, : lefts[0] - 2] for top in tops]
+    written += [page[:17, lefts[0] : last - 16], page[:17, last:]]
+    written += [page[19:34, left : left + 64] for left in lefts]
+    written += [page[top + 64 : top + 81, left : left + 64] for top in tops for left in lefts]
+    for area in written:
+        assert (area == 255).mean() > 0.6 and area.min() < 100
+    assert between[tops[0] :].min() == 255
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 def test_sheets_are_pictures_whatever_the_channels(channels):
     page = sheets.sheet(np.zeros((4, 8, 8, channels), np.uint8), columns=2)
-    assert page.shape == (102, 102, 3)
+    assert page.shape == (134, 134, 3)
+
+
+def test_pages_of_unlike_heights_stand_beside_each_other():
+    pages = np.zeros((3, 2, 3), np.uint8), np.full((1, 1, 3), 7, np.uint8)
+    found = sheets.beside(*pages)
+    assert found[..., 0].tolist() == [[0, 0, 7], [0, 0, 255], [0, 0, 255]]
 
 
 class Terminal(io.StringIO):

@@ -11,9 +11,13 @@ import pytest
 from data_pipeline.autoencoders import load_autoencoder
 from data_pipeline.errors import UserError
 from data_pipeline.manifest import Manifest
+from data_pipeline.records import LatentReader
 from shortcut_tpu.cli.labels import label_names, parse_labels
 from shortcut_tpu.evaluation.generator import make_generator, sample_noise
 from shortcut_tpu.evaluation.interpolation import InterpolatingGenerator
+from shortcut_tpu.evaluation.periodic import sheet_labels
+from shortcut_tpu.evaluation.real_images import real_latents
+from shortcut_tpu.observability.summary import Score
 from shortcut_tpu.sample import png
 from shortcut_tpu.training.experiment import Experiment
 
@@ -108,17 +112,49 @@ def test_a_way_begins_at_a_sample(tiny_config, devices):
 
 def test_a_labels_rows_of_all_step_counts_come_together():
     """Two step counts, three labels, two columns: grey 100 n + label in each tile, names before."""
-    images = np.zeros((2, 6, 50, 50, 1), np.uint8)
+    images = np.zeros((2, 6, 64, 64, 1), np.uint8)
     for n in range(2):
         for index in range(6):
             images[n, index] = 100 * n + index // 2
-    content = png(images, names=["goldfish", "tench", "no label"], steps=(1, 4))
-    page = np.asarray(Image.open(io.BytesIO(content)))
-    assert page.shape[0] == 6 * 52 + 2
-    assert [page[row * 52 + 20, -20, 0] for row in range(6)] == [0, 100, 1, 101, 2, 102]
-    assert all((page[row * 52 : row * 52 + 52, : -2 * 52] < 100).any() for row in range(6))
+    names = ["goldfish", "tench", "no label"]
+    page = np.asarray(Image.open(io.BytesIO(png(images, names, steps=(1, 4)))))
+    tops = [36 + 66 * row for row in range(6)]
+    assert page.shape[0] == tops[-1] + 66
+    assert [page[top + 20, -20, 0] for top in tops] == [0, 100, 1, 101, 2, 102]
+    assert all((page[top : top + 64, : -2 * 66] < 100).any() for top in tops)
+    # Real images are a block of their own, and the distances a picture beside it.
+    real = np.arange(6, dtype=np.uint8).reshape(3, 2, 1, 1, 1, 1) * np.ones((64, 64, 1), np.uint8)
+    page = np.asarray(Image.open(io.BytesIO(png(images, names, steps=(1, 4), real=real))))
+    assert [page[top + 20, -20, 0] for top in tops] == [0, 1, 2, 3, 4, 5]
+    score = Score("fd_pixel", 20, 100, {1: 2.0, 4: 1.0})
+    both = png(images, names, steps=(1, 4), real=real, score=score)
+    assert Image.open(io.BytesIO(both)).width == page.shape[1] + 480
     with pytest.raises(UserError, match="4 channels are no pictures"):
         png(np.zeros((1, 1, 8, 8, 4), np.uint8), names=["tench"], steps=(1,))
+
+
+def test_real_images_are_the_records_of_their_labels(digits_path, tiny_config):
+    """Label by label, decoded as the samples are; none from records of another shape."""
+    data = tiny_config.data
+    labels = [7, 2, data.num_classes]
+    found = real_latents(digits_path, data, labels, 3).reshape(3, 3, 8, 8, 1)
+    records = LatentReader(digits_path).read(range(1797))
+    for label, latents in zip(labels, found, strict=True):
+        pool = records["mean"][(records["label"] == label) | (label == data.num_classes)]
+        assert all((pool == latent).all(axis=(1, 2, 3)).any() for latent in latents)
+    other = data.copy_and_resolve_references()
+    other.image_size = 4
+    assert real_latents(digits_path, other, labels, 3) is None
+    assert real_latents("nowhere", data, labels, 3) is None
+
+
+@pytest.mark.parametrize(("classes", "rows"), [(1, 4), (3, 3), (10, 10), (1000, 10)])
+def test_a_sheet_has_a_label_a_row(classes, rows):
+    labels, columns = sheet_labels(classes)
+    by_row = labels.reshape(rows, columns)
+    assert labels.size in range(30, 41)
+    assert (by_row == by_row[:, :1]).all() and by_row[:, 0].tolist() == sorted(by_row[:, 0])
+    assert set(labels) == set(range(min(classes, 10)))
 
 
 def test_labels_have_names(data):

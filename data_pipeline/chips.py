@@ -22,6 +22,12 @@ _GOOGLE = "0x1ae0"
 # A process with one of these was given some of the chips only.
 _SHARED = ("TPU_VISIBLE_CHIPS", "TPU_VISIBLE_DEVICES", "ALLOW_MULTIPLE_LIBTPU_LOAD")
 _LONGEST = 100
+# What libtpu asks a TPU VM for; errors alone are worth a line then.
+_NO_TPU_VM = {
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-1",
+    "TPU_MIN_LOG_LEVEL": "3",
+}
 # libtpu's own words.
 _TAKEN = re.compile(
     r"The TPU is already in use|libtpu multi-process lockfile|Couldn't open iommu group"
@@ -41,6 +47,20 @@ def devices() -> list[Path]:
 
 def _is_google(group: Path) -> bool:
     return any(path.read_text().strip() == _GOOGLE for path in group.glob("devices/*/vendor"))
+
+
+def quiet_without_any() -> None:
+    """Keeps libtpu from complaining of a machine that has no chips.
+
+    Where it is installed JAX tries it on every machine, and goes on without: what it then prints
+    about names and types that only TPU VMs have reads like an error. Must come before JAX's first
+    look at its devices. Where there are chips, or someone has said what they are, nothing changes.
+    """
+    on_bus = (ROOT / "sys" / "bus" / "pci" / "devices").glob("*/vendor")
+    told = any(name in os.environ for name in _NO_TPU_VM)
+    if told or devices() or any(path.read_text().strip() == _GOOGLE for path in on_bus):
+        return
+    os.environ.update(_NO_TPU_VM)
 
 
 def refuse_if_taken() -> None:

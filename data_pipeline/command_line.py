@@ -17,8 +17,9 @@ import sys
 import textwrap
 from typing import Any
 
-from absl import flags
+from absl import flags, logging
 
+from data_pipeline import chips
 from data_pipeline.errors import UserError
 
 # Other packages have flags too, which are no one's concern here.
@@ -50,6 +51,15 @@ def parse_flags(arguments: Sequence[str]) -> list[str]:
         return flags.FLAGS(arguments)
     except flags.Error as error:
         raise UserError(str(error)) from None
+
+
+def quiet_libraries() -> None:
+    """Leaves the console to this command's own lines, and to others' warnings and errors.
+
+    Orbax, CLU and JAX log all they do, libtpu what it misses on a machine without TPUs.
+    """
+    logging.set_verbosity(logging.WARNING)
+    chips.quiet_without_any()
 
 
 def expand_home(text: str) -> str:

@@ -16,7 +16,7 @@ from etils import epath
 import numpy as np
 
 from data_pipeline.atomic_files import failures, require_place
-from data_pipeline.command_line import parse_flags, required
+from data_pipeline.command_line import parse_flags, quiet_libraries, required
 from data_pipeline.errors import UserError, exit_on_user_error
 from data_pipeline.manifest import FILE_NAME, Manifest, demonstration_fields
 from data_pipeline.records import write_shard
@@ -114,6 +114,7 @@ def main(argv: Sequence[str]) -> None:
     """Runs the command."""
     if argv[1:]:
         raise UserError(f"unknown argument {argv[1]!r}; see --help")
+    quiet_libraries()
     values = flags.FLAGS
     output = required("output", "the folder for the records")
     require_place("output", output, "folder")

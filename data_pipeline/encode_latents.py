@@ -37,7 +37,7 @@ import numpy as np
 
 from data_pipeline import staging
 from data_pipeline.atomic_files import in_bucket, require_place
-from data_pipeline.command_line import parse_flags, required
+from data_pipeline.command_line import parse_flags, quiet_libraries, required
 from data_pipeline.decoding import Rejected, default_workers, open_reader
 from data_pipeline.errors import UserError, exit_on_user_error
 from data_pipeline.hosts import Hosts, find_hosts
@@ -226,6 +226,7 @@ def main(argv: Sequence[str]) -> None:
     """Runs the command; the flags are those of `_define_flags`."""
     if argv[1:]:
         raise UserError(f"unknown argument {argv[1]!r}; see --help")
+    quiet_libraries()
     values = flags.FLAGS
     output = required("output", "the folder for the records")
     if values.verify and not values.source:

@@ -14,14 +14,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags, logging
+from absl import app, flags
 from etils import epath
 from ml_collections import ConfigDict, config_flags
 
 from configs import recipes
 from configs.limits import Whole
 from data_pipeline.atomic_files import failures, require_place, write_text
-from data_pipeline.command_line import expand_home, parse_flags, required
+from data_pipeline.command_line import expand_home, parse_flags, quiet_libraries, required
 from data_pipeline.errors import UserError, exit_on_user_error
 from data_pipeline.system_errors import reason
 from shortcut_tpu.cli import config as config_lib
@@ -55,8 +55,7 @@ def run(main: Callable[[], None], define_flags: Callable[[], None]) -> None:
     def guarded(arguments: Sequence[str]) -> None:
         if len(arguments) > 1:
             raise UserError(f"unexpected argument {arguments[1]!r}; flags look like --name=value")
-        # Orbax and CLU tell the log everything they do; people have `cli.console`.
-        logging.set_verbosity(logging.WARNING)
+        quiet_libraries()
         main()
 
     app.run(exit_on_user_error(guarded), flags_parser=exit_on_user_error(_parse))

@@ -160,3 +160,38 @@ def test_what_is_waited_for_is_said_to_people_and_to_the_supervisor(alone, monke
     assert seen == ["waiting"]
     assert outcome.read_text() == ""
     assert "waiting for the other hosts of this pod: each of them has" in capsys.readouterr().err
+
+
+def test_libtpu_is_told_of_a_machine_without_chips_alone(machine, monkeypatch):
+    names = ("TPU_WORKER_HOSTNAMES", "TPU_ACCELERATOR_TYPE", "TPU_MIN_LOG_LEVEL")
+    for name in names:
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    chips.quiet_without_any()
+    assert not set(names) & set(os.environ)
+    for file in chips.devices():
+        file.unlink()
+    # A chip that the kernel's driver has not opened for anyone.
+    vendor = machine / "sys" / "bus" / "pci" / "devices" / "0000:00:04.0" / "vendor"
+    vendor.parent.mkdir(parents=True)
+    vendor.write_text("0x1ae0\n")
+    chips.quiet_without_any()
+    assert not set(names) & set(os.environ)
+    vendor.write_text("0x10de\n")
+    chips.quiet_without_any()
+    assert set(names) <= set(os.environ)
+
+
+def test_a_command_says_nothing_of_tpus_where_there_are_none():
+    """Where libtpu is installed JAX tries it; it prints on its own, past every log."""
+    code = "from data_pipeline.command_line import quiet_libraries as q; q(); import jax;"
+    environment = {k: v for k, v in os.environ.items() if k[:4] not in ("TPU_", "JAX_")}
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code} print(jax.devices()[0].platform)"],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0
+    if done.stdout == "cpu\n":
+        assert done.stderr == ""

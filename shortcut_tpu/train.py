@@ -3,7 +3,8 @@
   python -m shortcut_tpu.train --config=digits --workdir=runs/digits
   python -m shortcut_tpu.train --config=digits --workdir=runs/b --config.batch_size=256
 
-Started again with the same workdir it goes on from the newest checkpoint. SIGTERM to any of its
+Started again with the same workdir it goes on from the newest checkpoint, to more steps if the
+config now asks for more. SIGTERM to any of its
 processes saves on all at the same step and ends them. --profile_steps=100:105 writes a profile of
 steps 100 to 104 into WORKDIR/profile, of the first host or, with --profile_all_hosts, of each.
 """
@@ -30,6 +31,7 @@ from shortcut_tpu.evaluation.protocols import get_protocol
 from shortcut_tpu.observability import environment
 from shortcut_tpu.observability.clock import CHECKPOINT, EVALUATION, INPUT, RESTORE, Clock
 from shortcut_tpu.observability.goodput import Goodput
+from shortcut_tpu.observability.outlook import Outlook
 from shortcut_tpu.observability.parameters import arrays, overview
 from shortcut_tpu.observability.profiling import Profiler, StepRange, step_marker
 from shortcut_tpu.observability.reporter import Reporter
@@ -155,6 +157,7 @@ def _train(
     flops = experiment.model_flops(row_shapes(manifest.fields))
     speed = Speed(clock, first_step, config.batch_size, flops, experiment.mesh)
     report = Reporter(experiment, writer, speed, goodput, clock)
+    outlook = Outlook(clock, first_step, config, flops, evaluation.flops)
     step, preempted, metrics = first_step, False, None
     for step in counted(bar, "steps", range(first_step + 1, num_steps + 1)):
         watchdog.alive()
@@ -166,6 +169,7 @@ def _train(
             clock.stepping()
         if step == first_step + 1:
             skipping.look_at_first(step, metrics, config.train.max_skipped)
+        outlook.reached(step, metrics)
         preempted = preemption.reached(step) and step < num_steps
         save_due = preempted or due(step, config.checkpoint.every_steps, num_steps)
         log_due = step % config.train.log_every_steps == 0 or step == num_steps

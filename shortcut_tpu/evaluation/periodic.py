@@ -21,7 +21,9 @@ from shortcut_tpu.evaluation.real_images import real_latents
 from shortcut_tpu.observability import sheets
 from shortcut_tpu.observability.charts import in_steps
 from shortcut_tpu.observability.writers import Writer
+from shortcut_tpu.pod import partitioning
 from shortcut_tpu.training.experiment import Experiment
+from shortcut_tpu.training.flops import count_flops
 
 _SAMPLES, _ROWS, _FEWEST_ROWS, _REAL = 40, 10, 4, 4
 
@@ -87,6 +89,18 @@ class PeriodicEvaluation:
         """Numbers of sampling steps that are scored."""
         asked = self._experiment.config.evaluation.steps
         return tuple(self._experiment.objective.step_counts(asked))
+
+    @property
+    def flops(self) -> int:
+        """Operations in the products of an evaluation's samples, their images apart; 0 if none."""
+        evaluation = self._experiment.config.evaluation
+        if not evaluation.every_steps:
+            return 0
+        rows = partitioning.row_shards(self._experiment.mesh)
+        ints = np.zeros(rows, np.uint32), np.zeros(rows, np.int32)
+        params = self._experiment.abstract_state.params
+        one_step = count_flops(self._generator.program(1), params, *ints)
+        return one_step * evaluation.num_samples * sum(self.step_counts) // rows
 
     def first_batch(self, params: Any, num_steps: int) -> None:
         """Scores one batch at a step count, and forgets it."""

@@ -45,6 +45,7 @@ class AlphaFlow(mean_velocity.MeanVelocity):
 
     name: ClassVar[str] = "alpha_flow"
     guides_null: ClassVar[bool] = True
+    scheduled: ClassVar[bool] = True
 
     interval_share: float = 0.5
     schedule_start: float = 0.0

@@ -100,6 +100,7 @@ class Objective(abc.ABC):
       one_step: whether it makes its samples in one step and in no more.
       smooth_times: whether the network must be smooth in t and d, for objectives that
         differentiate in them or take d from a continuum.
+      scheduled: whether what is trained at a step depends on how many there will be.
       told_time: whether the network is told t; without it, it has to see the time in x.
       row_stride: every device must hold a multiple of this many rows.
       ema_names: the averages that `loss` reads, beside those that evaluation uses.
@@ -114,6 +115,7 @@ class Objective(abc.ABC):
     needs_pairs: ClassVar[bool] = False
     one_step: ClassVar[bool] = False
     smooth_times: ClassVar[bool] = False
+    scheduled: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
         cls.group = cls.__dict__.get("group") or cls.name

@@ -29,6 +29,7 @@ class ConsistencyTraining(base.Objective):
     """
 
     name: ClassVar[str] = "consistency_training"
+    scheduled: ClassVar[bool] = True
 
     finest_steps: int = 128
     target_ema: str = "target"

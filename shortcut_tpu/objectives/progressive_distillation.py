@@ -32,6 +32,7 @@ class ProgressiveDistillation(base.Objective):
 
     name: ClassVar[str] = "progressive_distillation"
     needs_teacher: ClassVar[bool] = True
+    scheduled: ClassVar[bool] = True
 
     finest_steps: int = 128
     clip: float = 4.0

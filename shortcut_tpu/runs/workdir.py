@@ -18,6 +18,8 @@ from data_pipeline import exit_reason, locks
 from data_pipeline.atomic_files import in_bucket, require_place
 from data_pipeline.errors import UserError
 from shortcut_tpu.cli import config as config_lib
+from shortcut_tpu.cli.console import say
+from shortcut_tpu.objectives import OBJECTIVES
 from shortcut_tpu.pod import distributed
 from shortcut_tpu.runs.lease import Lease
 
@@ -72,10 +74,20 @@ def _lock(workdir: epath.Path, held: contextlib.ExitStack) -> bool:
 def check_config(before: dict[str, Any], config: ConfigDict, allow_change: bool) -> None:
     """Compares the config with that of the checkpoint it would go on from.
 
+    More training steps are an end put off and no change, unless the objective has a schedule over
+    them. A learning rate that has one is computed anew, which is said.
+
     Raises:
       UserError: they differ; the message names each difference.
     """
     changes = config_lib.differences(before, config)
+    steps, more = before["train"]["num_steps"], config.train.num_steps
+    if more > steps and not OBJECTIVES[config.objective.name].scheduled:
+        changes = [change for change in changes if not change.startswith("train.num_steps: ")]
+        line = f"train.num_steps: {steps} -> {more}: the same run goes on"
+        if config.optimizer.schedule != "constant":
+            line += f"; its {config.optimizer.schedule} learning rate is now over {more} steps"
+        say(line)
     if changes and not allow_change:
         raise UserError(
             f"the config is not that of the checkpoint: {'; '.join(changes)}. Give "

@@ -1,20 +1,25 @@
 """What a run tells people while it trains: console, bars, sheets, TensorBoard's special tabs."""
 
+import datetime
 import io
 import re
 import sys
 
 from etils import epath
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from rich.console import Console
 
+from configs import digits
 from data_pipeline import progress
 from data_pipeline.progress import counted, progress_bar, terminal_bars
 from shortcut_tpu.cli import config as config_lib
 from shortcut_tpu.cli.console import progress_line, where_things_are
 from shortcut_tpu.evaluation.protocols import get_protocol
 from shortcut_tpu.observability import dashboard, sheets
+from shortcut_tpu.observability.clock import Clock
+from shortcut_tpu.observability.outlook import Outlook
 from shortcut_tpu.observability.parameters import arrays, markdown, overview
 from shortcut_tpu.observability.writers import concerned
 
@@ -99,6 +104,26 @@ def test_what_no_row_was_concerned_by_is_not_written():
     assert concerned({"loss": 0.5, "loss_level_3": nan}) == {"loss": 0.5}
     # A run that goes wrong shows everywhere.
     assert set(concerned({"loss": nan, "loss_level_3": nan})) == {"loss", "loss_level_3"}
+
+
+def test_a_start_says_soon_when_it_will_be_done(capfd):
+    """Steps 3 .. 7 of a start are measured, evaluations by their share of a step's operations."""
+    config = digits.get_config()  # 2000 steps, an evaluation every 1000
+    now = [0.0]
+    clock = Clock(lambda: now[0], lambda: 0.0)
+    clock.stepping()
+    outlook = Outlook(clock, 10, config, step_flops=100, evaluation_flops=2000)
+    for step in range(11, 20):
+        now[0] += 60.0 if step == 11 else 0.5
+        outlook.reached(step, jnp.zeros(()))
+    out = capfd.readouterr().out
+    assert out.startswith("512 images/s: done at about ") and out.count("\n") == 1
+    # 1983 steps are left of half a second, and two evaluations of 20 of them.
+    assert "(steps 0:16:32, evaluations about 0:00:20)" in out
+    late = datetime.datetime(2026, 12, 31, 23, 50)
+    assert "about 2027-01-01 00:06 (" in outlook.line(17, 0.5, late)
+    config.evaluation.every_steps = 0
+    assert outlook.line(17, 0.5, late).endswith("00:06 (steps 0:16:32)")
 
 
 def test_a_sheet_says_what_its_rows_columns_and_tiles_are():

@@ -1,5 +1,6 @@
 """One run to a workdir, changes that are named, hangs that end, updates that are left out."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -60,6 +61,27 @@ def test_changes_are_named_one_by_one():
     with pytest.raises(UserError, match=r"batch_size: 256 -> 64; .*--allow_config_change"):
         check_config(before, config, allow_change=False)
     check_config(before, config, allow_change=True)
+
+
+def test_a_run_may_be_made_longer_but_not_shorter(capfd):
+    """A method whose stages are shares of the training would find itself in an earlier one."""
+    config = digits.get_config()
+    before = json.loads(json.dumps(config.to_dict()))
+    config.train.num_steps *= 2
+    check_config(before, config, allow_change=False)
+    line = "train.num_steps: 2000 -> 4000: the same run goes on"
+    assert capfd.readouterr().out == f"{line}; its cosine learning rate is now over 4000 steps\n"
+    config.batch_size = 64
+    with pytest.raises(UserError, match=r"checkpoint: batch_size: 256 -> 64\. Give"):
+        check_config(before, config, allow_change=False)
+    config.batch_size, config.train.num_steps = 256, 1999
+    with pytest.raises(UserError, match=r"num_steps: 2000 -> 1999"):
+        check_config(before, config, allow_change=False)
+    for name, scheduled in (("shortcut", False), ("progressive_distillation", True)):
+        config.objective.name, config.train.num_steps = name, 4000
+        same = before | {"objective": before["objective"] | {"name": name}}
+        with pytest.raises(UserError) if scheduled else contextlib.nullcontext():
+            check_config(same, config, allow_change=False)
 
 
 def test_a_hang_ends_with_the_stacks():

@@ -195,10 +195,7 @@ def score_file(path: str) -> None:
 
 def _unfinished(workdir: epath.Path, run: Run, facts: Mapping[str, Any]) -> Unfinished:
     """Keeps sums for these parameters of this run."""
-    try:
-        checkpoint = checksums.digest(workdir / "checkpoints", run.step)
-    except OSError:
-        checkpoint = ""
+    checkpoint = checksums.digest_of(workdir, run.step)
     values = flags.FLAGS
     more = {"step": run.step, "ema": values.ema, "checkpoint": checkpoint}
     return Unfinished(workdir, {**facts, **more, "save_samples": values.save_samples or ""})

@@ -4,11 +4,16 @@
   python -m shortcut_tpu.sample --workdir=runs/digits --steps=1,4,128 --labels=3,7 --output=s.png
   python -m shortcut_tpu.sample --workdir=runs/digits --interpolate --labels=3 --output=walk.png
   python -m shortcut_tpu.sample --workdir=runs/digits --columns=1000 --output=samples.npz
+  python -m shortcut_tpu.sample --workdir=runs/digits --num=50000 --output=samples
 
 Each row of a sheet is a label and a step count, which stand before it; rows of one label come from
 the same noises, column by column. Real images of the label stand beside them, and the checkpoint's
 distance over steps, where the records and an evaluation are there. An .npz holds `images` [steps,
 samples, H, W, C] uint8, `labels` [samples], `steps`, `seed`, and the checkpoint's `step`.
+
+With --num, --output is a folder for PNG files, the samples that `evaluate` scores: as many of each
+class, or by --labels in turn. On a pod every host runs the command and writes its share; killed and
+called again it makes what is missing, and with a larger --num it goes on.
 """
 
 from collections.abc import Sequence
@@ -24,17 +29,22 @@ from PIL import Image
 
 from data_pipeline.atomic_files import in_bucket
 from data_pipeline.errors import UserError
+from data_pipeline.progress import progress_bar
 from shortcut_tpu.cli import command
 from shortcut_tpu.cli.console import say
 from shortcut_tpu.cli.labels import label_names, parse_labels
 from shortcut_tpu.evaluation.generator import Generator, make_generator, unit_to_uint8
 from shortcut_tpu.evaluation.interpolation import InterpolatingGenerator
+from shortcut_tpu.evaluation.labels import make_labels
+from shortcut_tpu.evaluation.protocols import get_protocol
 from shortcut_tpu.evaluation.real_images import real_latents
+from shortcut_tpu.evaluation.sample_folders import SampleFolder
 from shortcut_tpu.observability.charts import in_steps
 from shortcut_tpu.observability.sheets import beside, distance_figure, sheet
 from shortcut_tpu.observability.summary import Score, read_score
 from shortcut_tpu.pod import distributed
-from shortcut_tpu.runs.loading import load_run, require_steps
+from shortcut_tpu.runs.checksums import digest_of
+from shortcut_tpu.runs.loading import Run, load_run, require_steps
 
 _BATCH = 256
 _REAL = 4
@@ -50,6 +60,7 @@ def define_flags() -> None:
         "Labels or class names to draw, such as 3,7 or goldfish, null for no label; all, up to 20, "
         "by default.",
     )
+    flags.DEFINE_integer("num", None, "Samples for a folder of PNG files; a sheet without.", 1)
     flags.DEFINE_integer("columns", 10, "Samples of each label.", lower_bound=1)
     flags.DEFINE_boolean(
         "interpolate", False, "Each row goes from one noise to another, sqrt(1-i^2) e_0 + i e_1."
@@ -64,15 +75,23 @@ def main() -> None:
     values = flags.FLAGS
     workdir = epath.Path(command.required("workdir", "the folder of the run to draw from"))
     output = epath.Path(command.required("output", "the .png or .npz file to write"))
-    if output.suffix.lower() not in (".png", ".npz"):
-        raise UserError(f"--output={output}: must end in .png or .npz")
     steps = command.integers("steps")
+    if values.num is not None:
+        _check_folder(output, steps)
+    elif output.suffix.lower() not in (".png", ".npz"):
+        raise UserError(
+            f"--output={output}: must end in .png or .npz; or give --num for a folder of PNG files"
+        )
     if values.interpolate and values.columns < 2:
         raise UserError("--interpolate needs --columns=2 or more")
     distributed.initialize()
     distributed.first_does(command.require_places)
     run = load_run(workdir, values.step, values.ema)
     steps = require_steps(run.experiment.objective, steps)
+
+    if values.num is not None:
+        _write_folder(run, workdir, output, steps[0])
+        return
 
     config = run.experiment.config
     seed = config.seed if values.seed is None else values.seed
@@ -118,6 +137,60 @@ def main() -> None:
         except OSError as error:
             raise UserError(f"--output={output}: {error.strerror or error}") from None
     say(f"{output}: step {run.step}, {len(labels)} samples at {', '.join(map(str, steps))} steps")
+
+
+def _check_folder(output: epath.Path, steps: Sequence[int]) -> None:
+    """Refuses flags that do not go with --num.
+
+    Raises:
+      UserError: there are such.
+    """
+    if output.suffix.lower() in (".png", ".npz"):
+        raise UserError(f"--output={output}: with --num it is a folder for PNG files")
+    if len(steps) > 1:
+        raise UserError(f"--num takes one step count, such as --steps={steps[0]}")
+    if flags.FLAGS.interpolate or flags.FLAGS["columns"].present:
+        raise UserError("--columns and --interpolate are of sheets; a folder has --num samples")
+
+
+def _write_folder(run: Run, workdir: epath.Path, output: epath.Path, num_steps: int) -> None:
+    """Writes the first --num samples of a checkpoint as PNG files."""
+    values, config = flags.FLAGS, run.experiment.config
+    guidance = command.guidance(config.evaluation)
+    generator = make_generator(run.experiment, run.autoencoder, values.seed, guidance)
+    balance = config.evaluation.class_balance or get_protocol(config.evaluation.protocol).balance
+    if values.labels is None:
+        labels = make_labels(
+            balance,
+            values.num,
+            num_classes=config.data.num_classes,
+            seed=generator.seed,
+            records=config.data.path,
+        )
+    else:
+        chosen = parse_labels(values.labels, config.data)
+        labels, balance = np.resize(np.asarray(chosen, np.int32), values.num), f"in turn {chosen}"
+    facts = {
+        "step": run.step,
+        "checkpoint": digest_of(workdir, run.step),
+        "ema": run.ema,
+        "seed": generator.seed,
+        "steps": num_steps,
+        "labels": balance,
+        "guidance": str(guidance),
+        "guidance_interval": list(guidance.interval),
+    }
+    folder = SampleFolder(output, facts)
+    with progress_bar("samples", values.num if jax.process_index() == 0 else 0) as advance:
+        folder.write(
+            generator,
+            run.params,
+            labels,
+            num_steps=num_steps,
+            batch_size=config.evaluation.batch_size,
+            progress=advance,
+        )
+    say(f"{output}: {values.num} PNG files of step {run.step}, {in_steps(num_steps)}")
 
 
 def _real(

@@ -156,6 +156,14 @@ def digest(folder: epath.Path, step: int) -> str:
     return hashlib.sha256(_checksums_of(folder, step).read_bytes()).hexdigest()
 
 
+def digest_of(workdir: epath.Path, step: int) -> str:
+    """`digest` of a run's checkpoint; empty for one that has no checksums."""
+    try:
+        return digest(workdir / "checkpoints", step)
+    except OSError:
+        return ""
+
+
 def set_aside(folder: epath.Path, step: int) -> epath.Path:
     """Moves what there is of a checkpoint to where no run looks for one; returns the place."""
     damaged = folder.parent / _DAMAGED

@@ -205,6 +205,23 @@ def test_sample_writes_a_way_between_noises_as_arrays(job, command, tmp_path):
         assert (arrays["seed"], arrays["step"]) == (5, 20)
 
 
+def test_sample_fills_a_folder_with_what_evaluate_scores(job, command, tmp_path):
+    """The PNG files are the bytes of --save_samples, to a step of rounding."""
+    folder, _, _ = job
+    output, saved = tmp_path / "samples", tmp_path / "saved.npz"
+    arguments = (f"--workdir={folder / 'run'}", "--steps=2")
+    status, said = command("shortcut_tpu.sample", *arguments, "--num=100", f"--output={output}")
+    assert status == 0, said
+    status, said = command(
+        "shortcut_tpu.evaluate", *arguments, "--num_samples=100", f"--save_samples={saved}"
+    )
+    assert status == 0, said
+    found = np.stack([np.asarray(Image.open(path)) for path in sorted(output.glob("*.png"))])
+    with np.load(saved) as arrays:
+        expected = arrays["arr_0"][..., 0]
+    assert np.abs(found.astype(int) - expected).max() <= 1
+
+
 def test_report_has_what_the_run_logged(job, command, tmp_path):
     folder, _, _ = job
     output = tmp_path / "report.html"

@@ -29,6 +29,8 @@ from data_pipeline.system_errors import unreadable
 # Images a task: enough to make the cost of passing one on small, few enough to share out evenly.
 _CHUNK = 16
 _MAX_WORKERS = 32
+# Images at a time where each is looked at and forgotten.
+_LOOK = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +111,18 @@ def open_reader(
         yield _DecodingReader(source, preprocessing, threads, processes, 3 * workers or 1)
 
 
+def all_grey(source: EncodedSource, preprocessing: Preprocessing, workers: int) -> bool:
+    """Whether every picture of a source is grey; all are looked at, to the first in colour."""
+    parts = [(range(min(_CHUNK, len(source))), 0), (range(_CHUNK, len(source)), workers)]
+    for numbers, processes in parts:
+        chunks = [numbers[start : start + _LOOK] for start in range(0, len(numbers), _LOOK)]
+        with open_reader(source, preprocessing, processes if chunks else 0) as reader:
+            for batch in reader.batches(chunks):
+                if (batch.images != batch.images[..., :1]).any():
+                    return False
+    return True
+
+
 class _ArrayReader:
     """The batches of a source that is in memory."""
 
@@ -181,13 +195,13 @@ def decode(
     """Decodes images.
 
     Returns:
-        [n, size, size, 3], zeros where one was rejected, and for each why it was, or None.
+        [n, size, size, channels], zeros where one was rejected, and for each why it was, or None.
 
     Raises:
         UserError: the system failed, which is no verdict on an image.
     """
     size = preprocessing.size
-    images = np.zeros((len(encoded), size, size, 3), preprocessing.dtype)
+    images = np.zeros((len(encoded), size, size, preprocessing.channels), preprocessing.dtype)
     reasons: list[str | None] = [image.problem for image in encoded]
     for row, image in enumerate(encoded):
         if image.problem is None:

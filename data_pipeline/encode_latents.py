@@ -9,7 +9,11 @@ Usage:
     $ python -m data_pipeline.encode_latents --source=digits --autoencoder=identity --output=DIR
     $ python -m data_pipeline.encode_latents --source=imagefolder:ILSVRC/train --image_size=256 \\
         --autoencoder=sd-vae-ft-mse:WEIGHTS --flips --max_rejected=10 --output=DIR
+    $ python -m data_pipeline.encode_latents --source=imagefolder:photos --image_size=28 \\
+        --output=data/photos --write_config=photos.py
     $ python -m data_pipeline.encode_latents --verify --output=DIR
+
+Without an autoencoder grey pictures become records of one channel, where all are grey.
 
 Sources:
     digits                 scikit-learn's 8x8 digits
@@ -26,7 +30,9 @@ more. Quote these, or the shell makes several flags of them:
 """
 
 from collections.abc import Sequence
+import dataclasses
 import os
+from pathlib import Path
 import shlex
 import tempfile
 from typing import TYPE_CHECKING
@@ -38,7 +44,7 @@ import numpy as np
 from data_pipeline import staging
 from data_pipeline.atomic_files import in_bucket, require_place
 from data_pipeline.command_line import parse_flags, quiet_libraries, required
-from data_pipeline.decoding import Rejected, default_workers, open_reader
+from data_pipeline.decoding import Rejected, all_grey, default_workers, open_reader
 from data_pipeline.errors import UserError, exit_on_user_error
 from data_pipeline.hosts import Hosts, find_hosts
 from data_pipeline.images import RESIZES, Preprocessing
@@ -159,7 +165,7 @@ def _plan(
     if isinstance(source, Source):
         image_shape = source.image_shape
     else:
-        image_shape = (preprocessing.size, preprocessing.size, 3)
+        image_shape = (preprocessing.size, preprocessing.size, preprocessing.channels)
         how["resize"] = preprocessing.name
     latent_shape = autoencoder.latent_shape(image_shape)
     names = ["mean"] if autoencoder.deterministic else ["mean", "std"]
@@ -216,6 +222,7 @@ def _define_flags() -> None:
     flags.DEFINE_integer("shard_records", SHARD_RECORDS, "Images a shard.", 1)
     flags.DEFINE_integer("max_rejected", 0, "Unreadable images to do without; more stop it.", 0)
     flags.DEFINE_integer("workers", None, "Decoding processes; one a processor by default.", 0)
+    flags.DEFINE_string("write_config", None, "File.py for a config that suits the records.")
     flags.DEFINE_bool("verify", False, "Whether to read every record back; needs no --source.")
     flags.DEFINE_integer("host", None, "Number of this host, where the launcher does not tell.")
     flags.DEFINE_integer("hosts", None, "How many hosts run this command on one --output.")
@@ -247,13 +254,24 @@ def main(argv: Sequence[str]) -> None:
             f" {images.image_shape[0]}x{images.image_shape[1]} pixels, which are used as they are"
         )
     workers = default_workers() if values.workers is None else values.workers
+    if values.write_config and not values.write_config.endswith(".py"):
+        raise UserError(f"--write_config={values.write_config}: must end in .py")
+    preprocessing = Preprocessing(values.preprocessing, values.image_size or _DEFAULT_IMAGE_SIZE)
+    # Autoencoders take pictures in colour; without one, three equal channels are three times the
+    # work.
+    if (
+        values.autoencoder == "identity"
+        and not isinstance(images, Source)
+        and all_grey(images, preprocessing, workers)
+    ):
+        preprocessing = dataclasses.replace(preprocessing, channels=1)
     manifest, encoded = encode(
         images,
         load_autoencoder(values.autoencoder),
         output,
         shard_records=values.shard_records,
         flips=values.flips,
-        preprocessing=Preprocessing(values.preprocessing, values.image_size or _DEFAULT_IMAGE_SIZE),
+        preprocessing=preprocessing,
         workers=workers,
         max_rejected=values.max_rejected,
         hosts=hosts,
@@ -267,7 +285,24 @@ def main(argv: Sequence[str]) -> None:
     if values.verify and hosts.index == 0:
         _verify(output)
     print(f"{len(manifest.class_names)} class(es) in this order: {_order(manifest.class_names)}")
-    print(f"to train on them: {_training_command(output, values.autoencoder, manifest)}")
+    if values.write_config and hosts.index == 0:
+        _write_config(Path(values.write_config), output, values.autoencoder, manifest)
+    else:
+        print(f"to train on them: {_training_command(output, values.autoencoder, manifest)}")
+
+
+def _write_config(path: Path, output: str, autoencoder: str, manifest: Manifest) -> None:
+    """Writes a config that suits the records and this machine, and says how to train by it."""
+    from data_pipeline import starting_config
+
+    plan = starting_config.plan_for(manifest)
+    starting_config.write(path, plan, manifest, output, autoencoder)
+    print(
+        f"{path}: {plan.num_steps} steps of {plan.batch_size} pictures, about"
+        f" {plan.seconds / 60:.0f} minutes on {plan.machine} (estimated)"
+    )
+    config, workdir = (shlex.quote(text) for text in (str(path), f"runs/{path.stem}"))
+    print(f"to train on them: python -m shortcut_tpu.train --config={config} --workdir={workdir}")
 
 
 def _order(names: Sequence[str]) -> str:

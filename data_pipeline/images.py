@@ -81,10 +81,12 @@ class Preprocessing:
         name: `adm` (halving, bicubic, centre crop; what the field's FIDs are measured on) or
             `official` (centre crop, antialiased bilinear; what the shortcut authors trained on).
         size: the side of the result, in pixels.
+        channels: 3, or 1 where all pictures are grey.
     """
 
     name: str
     size: int
+    channels: int = 3
 
     @property
     def dtype(self) -> np.dtype:
@@ -98,7 +100,7 @@ class Preprocessing:
             data: the file's content.
 
         Returns:
-            [size, size, 3] of `dtype`.
+            [size, size, channels] of `dtype`.
 
         Raises:
             RejectedImageError: it is no image, damaged, or of a kind that is not known here.
@@ -110,7 +112,7 @@ class Preprocessing:
             # Pillow warns of oddities that do not keep it from reading the picture.
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                return RESIZES[self.name](_decode(data), self.size)
+                return RESIZES[self.name](_decode(data), self.size)[..., : self.channels]
         except (RejectedImageError, MemoryError):
             raise
         # Pillow's parsers raise almost anything on damaged files.

@@ -247,6 +247,9 @@ def _keys() -> ConfigDict:
     # them again; "" for none. All hosts read it and the first one writes, so a pod shares one.
     # `preflight` with the same key writes the step into it; docs/runs.md says what that is worth.
     config.train.compile_cache = Key("", Text())
+    # Project of Weights & Biases that gets curves and sheets as well (extra `wandb`); "" for none.
+    # With WANDB_MODE=offline they stay in WORKDIR/wandb until `wandb sync`.
+    config.train.wandb = Key("", Text())
 
     config.checkpoint = ConfigDict()
     # Steps between saves, which go on beside training; the last step is saved too. 0 for never.

@@ -222,7 +222,11 @@ def _define_flags() -> None:
     flags.DEFINE_integer("shard_records", SHARD_RECORDS, "Images a shard.", 1)
     flags.DEFINE_integer("max_rejected", 0, "Unreadable images to do without; more stop it.", 0)
     flags.DEFINE_integer("workers", None, "Decoding processes; one a processor by default.", 0)
-    flags.DEFINE_string("write_config", None, "File.py for a config that suits the records.")
+    flags.DEFINE_string(
+        "write_config",
+        None,
+        "File.py for a config that suits records and machine.",
+    )
     flags.DEFINE_bool("verify", False, "Whether to read every record back; needs no --source.")
     flags.DEFINE_integer("host", None, "Number of this host, where the launcher does not tell.")
     flags.DEFINE_integer("hosts", None, "How many hosts run this command on one --output.")
@@ -243,6 +247,10 @@ def main(argv: Sequence[str]) -> None:
     # A finished folder may lie where nothing can be written.
     if not (epath.Path(output) / MANIFEST).exists():
         require_place("output", output, "folder")
+    if values.write_config:
+        if not values.write_config.endswith(".py"):
+            raise UserError(f"--write_config={values.write_config}: must end in .py")
+        require_place("write_config", values.write_config)
     from data_pipeline.autoencoders import load_autoencoder
 
     hosts = find_hosts(values.host, values.hosts)
@@ -254,8 +262,6 @@ def main(argv: Sequence[str]) -> None:
             f" {images.image_shape[0]}x{images.image_shape[1]} pixels, which are used as they are"
         )
     workers = default_workers() if values.workers is None else values.workers
-    if values.write_config and not values.write_config.endswith(".py"):
-        raise UserError(f"--write_config={values.write_config}: must end in .py")
     preprocessing = Preprocessing(values.preprocessing, values.image_size or _DEFAULT_IMAGE_SIZE)
     # Autoencoders take pictures in colour; without one, three equal channels are three times the
     # work.

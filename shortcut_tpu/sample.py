@@ -52,7 +52,7 @@ _REAL = 4
 
 def define_flags() -> None:
     flags.DEFINE_string("workdir", None, "Folder of the run.")
-    flags.DEFINE_string("output", None, "File to write, .png or .npz.")
+    flags.DEFINE_string("output", None, "File to write, .png or .npz; with --num a folder.")
     flags.DEFINE_string("steps", "1", "Step counts, such as 1,4,128.")
     flags.DEFINE_string(
         "labels",

@@ -63,6 +63,10 @@ def make_writer(
     from clu import metric_writers
 
     writer = metric_writers.create_default_writer(str(workdir))
+    if config.train.wandb:
+        from shortcut_tpu.observability.wandb_writer import WandbWriter
+
+        writer = metric_writers.MultiWriter([writer, WandbWriter(workdir, config.train.wandb)])
     text = json.dumps(config.to_dict(), indent=2, sort_keys=True)
     # Four spaces make a code block of TensorBoard's Markdown.
     indented = "\n".join(f"    {line}" for line in text.splitlines())

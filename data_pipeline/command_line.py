@@ -11,6 +11,7 @@ Usage:
 """
 
 from collections.abc import Iterator, Sequence
+import contextlib
 import os
 import re
 import sys
@@ -27,6 +28,8 @@ _OURS = ("data_pipeline", "shortcut_tpu", "launch")
 _WIDTH = 100
 _HOME = re.compile(r"((?:--?[\w.]+=)?(?:[\w.-]+:)?)(~[^/,:]*)(/.*)?")
 _OVERRIDE = "config."
+# The title under which --help has a flag, by the flag's name.
+_groups: dict[str, str] = {}
 
 
 def parse_flags(arguments: Sequence[str]) -> list[str]:
@@ -115,20 +118,33 @@ def _refuse_repeated(arguments: Sequence[str]) -> None:
             refuse_twice(given, name, value)
 
 
+@contextlib.contextmanager
+def flag_group(title: str) -> Iterator[None]:
+    """Flags that are defined in the block stand under this title in --help."""
+    before = set(flags.FLAGS)
+    yield
+    _groups.update(dict.fromkeys(set(flags.FLAGS) - before, title))
+
+
 def _flag_lines() -> Iterator[str]:
-    """The flags, one a line: name, default and meaning."""
+    """The flags, one a line: name, default and meaning; those of a group under its title."""
     modules = flags.FLAGS.flags_by_module_dict()
-    shown = {
-        _with_default(flag): flag.help
+    shown = [
+        flag
         for module, defined in modules.items()
         if module.split(".")[0] in _OURS or module == sys.argv[0]
         for flag in defined
-    }
-    indent = max(map(len, shown)) + 4
-    for name, meaning in shown.items():
-        yield textwrap.fill(
-            f"{f'  {name}':{indent}}{meaning}", _WIDTH, subsequent_indent=" " * indent
-        )
+    ]
+    indent = max(len(_with_default(flag)) for flag in shown) + 4
+    titles = [_groups.get(flag.name, "") for flag in shown]
+    for title in dict.fromkeys(["", *titles]):
+        if title:
+            yield f"\n{title}:"
+        for flag, own in zip(shown, titles, strict=True):
+            if own == title:
+                line = f"{f'  {_with_default(flag)}':{indent}}{flag.help}"
+                yield textwrap.fill(line, _WIDTH, subsequent_indent=" " * indent)
+    yield "\n--helpfull also has the flags of absl, on logging and debugging."
 
 
 def _with_default(flag: Any) -> str:

@@ -43,7 +43,7 @@ import numpy as np
 
 from data_pipeline import staging
 from data_pipeline.atomic_files import in_bucket, require_place
-from data_pipeline.command_line import parse_flags, quiet_libraries, required
+from data_pipeline.command_line import flag_group, parse_flags, quiet_libraries, required
 from data_pipeline.decoding import Rejected, all_grey, default_workers, open_reader
 from data_pipeline.errors import UserError, exit_on_user_error
 from data_pipeline.hosts import Hosts, find_hosts
@@ -210,27 +210,30 @@ def _define_flags() -> None:
     flags.DEFINE_string("source", None, "The images, KIND or KIND:PATH; see above.")
     flags.DEFINE_string("autoencoder", "identity", "What encodes them, NAME[:WEIGHTS].")
     flags.DEFINE_string("output", None, "Folder for the records, gs:// or on a shared disk.")
-    flags.DEFINE_integer(
-        "image_size", None, f"Side of the square pictures; {_DEFAULT_IMAGE_SIZE} by default.", 1
-    )
-    flags.DEFINE_enum("preprocessing", "adm", sorted(RESIZES), "How images are made square.")
-    flags.DEFINE_string("labels", None, "File of names and classes for a flat image folder.")
-    flags.DEFINE_string("image_column", "", "Name of the images' column, feature or ending.")
-    flags.DEFINE_string("label_column", "", "Name of the labels' column, feature, ending or key.")
-    flags.DEFINE_bool("unlabeled", False, "Whether all images are of one class.")
-    flags.DEFINE_bool("flips", False, "Whether to keep the latents of the mirrored images too.")
-    flags.DEFINE_integer("shard_records", SHARD_RECORDS, "Images a shard.", 1)
-    flags.DEFINE_integer("max_rejected", 0, "Unreadable images to do without; more stop it.", 0)
-    flags.DEFINE_integer("workers", None, "Decoding processes; one a processor by default.", 0)
-    flags.DEFINE_string(
-        "write_config",
-        None,
-        "File.py for a config that suits records and machine.",
-    )
+    flags.DEFINE_string("write_config", None, "File.py for a config that suits the records.")
     flags.DEFINE_bool("verify", False, "Whether to read every record back; needs no --source.")
-    flags.DEFINE_integer("host", None, "Number of this host, where the launcher does not tell.")
-    flags.DEFINE_integer("hosts", None, "How many hosts run this command on one --output.")
-    flags.DEFINE_float("stall_seconds", _STALL_SECONDS, "Patience with hosts that stand still.", 0)
+    with flag_group("Pictures"):
+        flags.DEFINE_integer(
+            "image_size", None, f"Side of the square pictures; {_DEFAULT_IMAGE_SIZE} by default.", 1
+        )
+        flags.DEFINE_enum("preprocessing", "adm", sorted(RESIZES), "How images are made square.")
+        flags.DEFINE_bool("flips", False, "Whether to keep the latents of the mirrored images too.")
+        flags.DEFINE_integer("max_rejected", 0, "Unreadable images to do without; more stop it.", 0)
+    with flag_group("Labels"):
+        flags.DEFINE_string("labels", None, "File of names and classes for a flat image folder.")
+        flags.DEFINE_bool("unlabeled", False, "Whether all images are of one class.")
+        flags.DEFINE_string("image_column", "", "Name of the images' column, feature or ending.")
+        flags.DEFINE_string(
+            "label_column", "", "Name of the labels' column, feature, ending or key."
+        )
+    with flag_group("Machines"):
+        flags.DEFINE_integer("shard_records", SHARD_RECORDS, "Images a shard.", 1)
+        flags.DEFINE_integer("workers", None, "Decoding processes; one a processor by default.", 0)
+        flags.DEFINE_integer("host", None, "Number of this host, where the launcher does not tell.")
+        flags.DEFINE_integer("hosts", None, "How many hosts run this command on one --output.")
+        flags.DEFINE_float(
+            "stall_seconds", _STALL_SECONDS, "Patience with hosts that stand still.", 0
+        )
 
 
 def main(argv: Sequence[str]) -> None:

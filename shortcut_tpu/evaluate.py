@@ -42,20 +42,34 @@ _RECONSTRUCTION = "reconstruction"
 
 def define_flags() -> None:
     flags.DEFINE_string("workdir", None, "Folder of the run.")
-    flags.DEFINE_string("steps", "1,2,4,8,16,32,64,128", "Step counts to sample at.")
-    flags.DEFINE_integer("num_samples", None, "Samples a step count; the config's by default.", 2)
-    flags.DEFINE_string("protocol", None, f"{', '.join(PROTOCOLS)}; the config's by default.")
-    flags.DEFINE_string("features", None, "Its weights, inception:FILE; the config's by default.")
-    flags.DEFINE_string("reference", None, "Statistics of real images; the config's by default.")
-    flags.DEFINE_string("class_balance", None, "balanced, random or data; else the protocol's.")
-    command.define_guidance()
-    flags.DEFINE_integer("seed", None, "Seed of the samples; the run's by default.", 0, 2**32 - 1)
-    flags.DEFINE_integer("step", None, "Checkpoint to score; the newest by default.", 0)
-    flags.DEFINE_string("ema", "evaluation", "Which average of the weights to score.")
-    flags.DEFINE_bool(_RECONSTRUCTION, False, "Score the decoded records too, which is the floor.")
-    flags.DEFINE_string("save_samples", None, "npz for the samples of one step count.")
     flags.DEFINE_string("samples", None, "npz of images to score instead of a run's samples.")
     command.define_json()
+    with command.flag_group("Which samples"):
+        flags.DEFINE_string("steps", "1,2,4,8,16,32,64,128", "Step counts to sample at.")
+        flags.DEFINE_integer(
+            "num_samples", None, "Samples a step count; the config's by default.", 2
+        )
+        flags.DEFINE_string("class_balance", None, "balanced, random or data; else the protocol's.")
+        flags.DEFINE_integer(
+            "seed", None, "Seed of the samples; the run's by default.", 0, 2**32 - 1
+        )
+        flags.DEFINE_string("save_samples", None, "npz for the samples of one step count.")
+    with command.flag_group("How they are scored"):
+        flags.DEFINE_string("protocol", None, f"{', '.join(PROTOCOLS)}; the config's by default.")
+        flags.DEFINE_string(
+            "features", None, "Its weights, inception:FILE; the config's by default."
+        )
+        flags.DEFINE_string(
+            "reference", None, "Statistics of real images; the config's by default."
+        )
+        flags.DEFINE_bool(
+            _RECONSTRUCTION, False, "Score the decoded records too, which is the floor."
+        )
+    with command.flag_group("Which weights"):
+        flags.DEFINE_integer("step", None, "Checkpoint to score; the newest by default.", 0)
+        flags.DEFINE_string("ema", "evaluation", "Which average of the weights to score.")
+    with command.flag_group("Guidance"):
+        command.define_guidance()
 
 
 def main() -> None:

@@ -53,22 +53,29 @@ _REAL = 4
 def define_flags() -> None:
     flags.DEFINE_string("workdir", None, "Folder of the run.")
     flags.DEFINE_string("output", None, "File to write, .png or .npz; with --num a folder.")
-    flags.DEFINE_string("steps", "1", "Step counts, such as 1,4,128.")
-    flags.DEFINE_string(
-        "labels",
-        None,
-        "Labels or class names to draw, such as 3,7 or goldfish, null for no label; all, up to 20, "
-        "by default.",
-    )
-    flags.DEFINE_integer("num", None, "Samples for a folder of PNG files; a sheet without.", 1)
-    flags.DEFINE_integer("columns", 10, "Samples of each label.", lower_bound=1)
-    flags.DEFINE_boolean(
-        "interpolate", False, "Each row goes from one noise to another, sqrt(1-i^2) e_0 + i e_1."
-    )
-    command.define_guidance()
-    flags.DEFINE_integer("seed", None, "Seed of the noises; the run's by default.", 0, 2**32 - 1)
-    flags.DEFINE_integer("step", None, "Checkpoint to draw from; the newest by default.", 0)
-    flags.DEFINE_string("ema", "evaluation", "Which average of the weights to use.")
+    with command.flag_group("Which samples"):
+        flags.DEFINE_string("steps", "1", "Step counts, such as 1,4,128.")
+        flags.DEFINE_string(
+            "labels",
+            None,
+            "Labels or class names to draw, such as 3,7 or goldfish, null for no label; all, up to "
+            "20, by default.",
+        )
+        flags.DEFINE_integer("columns", 10, "Samples of each label.", lower_bound=1)
+        flags.DEFINE_integer("num", None, "Samples for a folder of PNG files; a sheet without.", 1)
+        flags.DEFINE_boolean(
+            "interpolate",
+            False,
+            "Each row goes from one noise to another, sqrt(1-i^2) e_0 + i e_1.",
+        )
+        flags.DEFINE_integer(
+            "seed", None, "Seed of the noises; the run's by default.", 0, 2**32 - 1
+        )
+    with command.flag_group("Which weights"):
+        flags.DEFINE_integer("step", None, "Checkpoint to draw from; the newest by default.", 0)
+        flags.DEFINE_string("ema", "evaluation", "Which average of the weights to use.")
+    with command.flag_group("Guidance"):
+        command.define_guidance()
 
 
 def main() -> None:

@@ -21,7 +21,13 @@ from ml_collections import ConfigDict, config_flags
 from configs import recipes
 from configs.limits import Whole
 from data_pipeline.atomic_files import failures, require_place, write_text
-from data_pipeline.command_line import expand_home, parse_flags, quiet_libraries, required
+from data_pipeline.command_line import (
+    expand_home,
+    flag_group,
+    parse_flags,
+    quiet_libraries,
+    required,
+)
 from data_pipeline.errors import UserError, exit_on_user_error
 from data_pipeline.system_errors import reason
 from shortcut_tpu.cli import config as config_lib
@@ -35,6 +41,7 @@ __all__ = [
     "define_config",
     "define_guidance",
     "define_json",
+    "flag_group",
     "guidance",
     "integers",
     "overridden",

@@ -6,6 +6,7 @@ from pathlib import Path
 import shlex
 import subprocess
 import sys
+import tomllib
 
 import jsonschema
 import pytest
@@ -225,3 +226,16 @@ def test_a_run_that_does_not_fit_is_not_printed():
     )
     assert (printed.returncode, printed.stdout) == (1, "")
     assert "evaluation.protocol=fd_pixel" in printed.stderr.splitlines()[-1]
+
+
+def test_the_images_dockerfile_names_what_is_here():
+    """Known instructions, files that are in the repository, and an extra that the package has."""
+    lines = (ROOT / "launch" / "gke" / "Dockerfile").read_text().replace("\\\n", " ").splitlines()
+    steps = [line.split() for line in lines if line.strip() and not line.startswith("#")]
+    assert steps[0][0] == "FROM"
+    assert {step[0] for step in steps} <= {"FROM", "WORKDIR", "COPY", "RUN", "ENV", "ENTRYPOINT"}
+    copied = [source for step in steps if step[0] == "COPY" for source in step[1:-1]]
+    assert copied and all(source == "." or list(ROOT.glob(source)) for source in copied)
+    (extra,) = [w.split("[")[1].rstrip('"]') for s in steps if s[0] == "RUN" for w in s if "[" in w]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert extra in project["optional-dependencies"]

@@ -115,3 +115,24 @@ def test_every_command_parses_its_flags_so():
         re.search(r"flags_parser=exit_on_user_error\((parse_flags|_parse)\)", line)
         for line in started
     )
+
+
+def test_help_has_flags_under_the_titles_of_their_groups(monkeypatch):
+    found = flags.FlagValues()
+    monkeypatch.setattr(command_line.flags, "FLAGS", found)
+    monkeypatch.setattr(command_line, "_groups", {})
+
+    def define(name):
+        flags.DEFINE_string(name, None, f"What {name} is.", found, module_name="launch.some")
+
+    define("workdir")
+    with command_line.flag_group("Which weights"):
+        define("step")
+    define("output")
+    lines = list(command_line._flag_lines())
+    assert lines[:4] == [
+        "  --workdir  What workdir is.",
+        "  --output   What output is.",
+        "\nWhich weights:",
+        "  --step     What step is.",
+    ]

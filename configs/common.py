@@ -138,9 +138,13 @@ def _keys() -> ConfigDict:
     config.data.max_corrupt = Key(0, Whole(0))
 
     config.model = ConfigDict()
-    # dit for latents, policy for actions; the objectives get and koopman bring networks of their
-    # own.
-    config.model.network = Key("dit", OneOf("dit", "policy", "equilibrium", "koopman"))
+    # dit or in_context for latents, policy for actions; the objectives get and koopman bring
+    # networks of their own. in_context is iMF's: conditions are tokens beside the patches, blocks
+    # have RMS norms, gated MLPs (mlp_ratio 8/3 costs what 4 does), rotary positions, normed queries
+    # and keys.
+    config.model.network = Key(
+        "dit", OneOf("dit", "in_context", "policy", "equilibrium", "koopman")
+    )
     # A multiple of num_heads and of 4; blocks; heads; the side of a patch, which divides the
     # latent's; the width of the MLP over `width`. DIT_SIZES has the usual ones.
     config.model.width = Key(DIT_SIZES["B"]["width"], Whole(4))
@@ -168,6 +172,11 @@ def _keys() -> ConfigDict:
     # on a CPU all of at most four. More are more to compile.
     config.model.unroll = Key(-1, AXIS)
     # A network that is no DiT has shapes of its own.
+    config.model.in_context = ConfigDict()
+    # For objectives with two outputs: the last blocks that each of them has to itself, of `depth`.
+    config.model.in_context.aux_head_depth = Key(8, Whole(0))
+    # Rotary positions along the whole sequence, or of the patches by row and column.
+    config.model.in_context.rotary = Key("sequence", OneOf("sequence", "patches"))
     config.model.equilibrium = ConfigDict()
     # Blocks that work on the noise once (they stand in for `depth`), blocks that are iterated, with
     # the same weights in each iteration, the width of their MLP over `width`, and how often.

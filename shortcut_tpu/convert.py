@@ -6,15 +6,19 @@
   python -m shortcut_tpu.convert --to=safetensors --workdir=runs/digits --output=w.safetensors
   python -m shortcut_tpu.convert --to=jax_export --workdir=runs/digits --steps=1,4 --output=DIR
 
-In: `official`, a pickled checkpoint of shortcut-models, read without running it; `dit` and `sit`,
-state dicts of facebookresearch/DiT and willisma/SiT, or their trainings' checkpoints, whose `ema`
-is taken. Heads leave no trace in a tensor: those of published sizes are known, others are named by
---config.model.num_heads=N. `safetensors`, what --to=safetensors wrote,
-which needs no --config. Out: `safetensors` with a card in JSON, and `jax_export`, a folder with the
-sampler that jax alone can run. `evaluate` and `sample` then work as on a run that was trained.
+In: `official`, a pickled checkpoint of shortcut-models, read without running it; `meanflow` and
+`imf`, checkpoints of Gsunshine/meanflow and Lyy-iiis/imeanflow, the folders that their zips hold;
+`dit` and `sit`, state dicts of facebookresearch/DiT and willisma/SiT, or their trainings'
+checkpoints, whose `ema` is taken. Heads leave no trace in a DiT's tensors: those of published sizes
+are known, others are named by --config.model.num_heads=N. `safetensors`, what --to=safetensors
+wrote, which needs no --config. Out: `safetensors` with a card in JSON, and `jax_export`, a folder
+with the sampler that jax alone can run. `evaluate` and `sample` then work as on a run that was
+trained.
 """
 
-from typing import Any
+from collections.abc import Callable
+import os
+from typing import Any, NamedTuple, TypeVar
 
 from absl import flags
 from etils import epath
@@ -26,16 +30,53 @@ from data_pipeline.errors import UserError
 from data_pipeline.torch_archive import read_torch_checkpoint
 from shortcut_tpu.cli import command
 from shortcut_tpu.cli.console import say
-from shortcut_tpu.conversion import official, torch_dit
+from shortcut_tpu.conversion import imf, meanflow, official, torch_dit
 from shortcut_tpu.conversion.artifact import write_artifact
-from shortcut_tpu.conversion.foreign import require
+from shortcut_tpu.conversion.foreign import Tensors, require
+from shortcut_tpu.conversion.linen import read_linen
 from shortcut_tpu.conversion.runs import make_run
 from shortcut_tpu.conversion.tensors import card, read_tensors, write_tensors
-from shortcut_tpu.models import DiT, Params
+from shortcut_tpu.models import NETWORKS, DiT, InContext, Model, Params
 from shortcut_tpu.runs.loading import load_run
 from shortcut_tpu.training.experiment import Experiment
 
-SOURCES = ("official", "dit", "sit", "safetensors")
+M = TypeVar("M", bound=Model)
+
+
+class Trained(NamedTuple):
+    """How checkpoints of a training are read, which hold weights and their average.
+
+    Attributes:
+      configure: makes a config one of their network.
+      read: path -> step, weights, average.
+      facts: path, weights -> keys of the config that they tell.
+      params: path, weights, model -> our parameters.
+      network: what they are of.
+    """
+
+    configure: Callable[[ConfigDict], None]
+    read: Callable[[str | os.PathLike[str]], tuple[int, Tensors, Tensors]]
+    facts: Callable[[str | os.PathLike[str], Tensors], dict[str, Any]]
+    params: Callable[[str | os.PathLike[str], Tensors, Any], Params]
+    network: type[Model] = DiT
+
+
+TRAINED = {
+    "official": Trained(
+        official.configure_official,
+        official.read_official,
+        official.official_facts,
+        official.official_params,
+    ),
+    "meanflow": Trained(
+        meanflow.configure_meanflow,
+        read_linen,
+        meanflow.meanflow_facts,
+        meanflow.meanflow_params,
+    ),
+    "imf": Trained(imf.configure_imf, read_linen, imf.imf_facts, imf.imf_params, InContext),
+}
+SOURCES = (*TRAINED, "dit", "sit", "safetensors")
 TARGETS = ("safetensors", "jax_export")
 # Positions may be computed, and heads leave no trace in any tensor's shape.
 _UNTOLD = ("model.num_heads", "data.image_size")
@@ -44,7 +85,7 @@ _UNTOLD = ("model.num_heads", "data.image_size")
 def define_flags() -> None:
     command.define_config()
     flags.DEFINE_enum("from", None, SOURCES, "What the weights are.")
-    flags.DEFINE_string("weights", None, "File to read, with --from.")
+    flags.DEFINE_string("weights", None, "File or folder to read, with --from.")
     flags.DEFINE_enum("to", None, TARGETS, "What to write.")
     flags.DEFINE_string("output", None, "File, or folder of a jax_export, to write, with --to.")
     flags.DEFINE_string("workdir", None, "Folder of the run to make, or to convert.")
@@ -62,7 +103,7 @@ def main() -> None:
     command.require_places()
     if source is not None:
         require_place("workdir", str(workdir), "folder")
-        weights = epath.Path(command.required("weights", "the file to read"))
+        weights = epath.Path(command.required("weights", "the file or folder to read"))
         config, step, params, average = read(source, weights)
         make_run(config, workdir, step, params, average)
         count = sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -85,25 +126,21 @@ def read(source: str, weights: epath.Path) -> tuple[ConfigDict, int, Params, Par
         return config, step, params, params
     config = ConfigDict(command.config())
     with config.unlocked():
-        if source == "official":
-            official.configure_official(config)
+        if source in TRAINED:
+            TRAINED[source].configure(config)
         elif source == "dit":
             torch_dit.configure_dit(config)
         else:
             torch_dit.configure_sit(config)
-    if source == "official":
-        step, online, average = official.read_official(weights)
-        _require(weights, config, official.official_facts(weights, online))
-        model = dit_of(config)
-        params = official.official_params(weights, online, model)
-        return config, step, params, official.official_params(weights, average, model)
+    if source in TRAINED:
+        return _read_trained(TRAINED[source], weights, config)
     checkpoint = read_torch_checkpoint(weights)
     if checkpoint.taken:
         say(f"{weights}: a training's checkpoint, of which its `{checkpoint.taken}` is taken")
     torch_dit.check_arguments(weights, source, checkpoint.arguments)
     classes, tensors = config.data.num_classes, checkpoint.weights
     _require(weights, config, torch_dit.torch_dit_facts(weights, tensors, classes))
-    model = dit_of(config)
+    model = model_of(config, DiT)
     params = torch_dit.torch_dit_params(weights, tensors, model, source)
     if not torch_dit.has_null_label(tensors, classes):
         say(
@@ -117,6 +154,19 @@ def read(source: str, weights: epath.Path) -> tuple[ConfigDict, int, Params, Par
     return config, config.train.num_steps, params, params
 
 
+def _read_trained(
+    trained: Trained, path: epath.Path, config: ConfigDict
+) -> tuple[ConfigDict, int, Params, Params]:
+    """As `read`, of a training's checkpoint."""
+    step, online, average = trained.read(path)
+    _require(path, config, trained.facts(path, online))
+    model = model_of(config, trained.network)
+    if trained.network is InContext and not imf.has_v_blocks(online):
+        say(f"{path}: without the blocks of the second output, which sampling does not need")
+    params = (trained.params(path, weights, model) for weights in (online, average))
+    return config, step, *params
+
+
 def _require(weights: epath.Path, config: ConfigDict, facts: dict[str, Any]) -> None:
     """Raises a UserError unless the config is that of the weights, where a shape tells or a size
     that was published; what nothing tells must have been named."""
@@ -125,15 +175,19 @@ def _require(weights: epath.Path, config: ConfigDict, facts: dict[str, Any]) -> 
     require(weights, config, known, [key for key in _UNTOLD if key not in {*named, *facts}])
 
 
-def dit_of(config: ConfigDict) -> DiT:
-    """The network of a config that trains a DiT.
+def model_of(config: ConfigDict, network: type[M]) -> M:
+    """The network of a config.
 
     Raises:
       UserError: its objective has a network of another kind.
     """
     model = Experiment.from_config(config, jax.devices()).model
-    if not isinstance(model, DiT):
-        raise UserError(f"{config.objective.name} does not train a DiT, which these weights are of")
+    if not isinstance(model, network):
+        names = [name for name, kind in NETWORKS.items() if kind is network]
+        raise UserError(
+            f"objective.name={config.objective.name}: its network is another than that of these "
+            f"weights; take an objective that trains {names[0]}"
+        )
     return model
 
 

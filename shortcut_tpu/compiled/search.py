@@ -15,8 +15,8 @@ from ml_collections import ConfigDict
 from data_pipeline.errors import UserError
 from shortcut_tpu.compiled.cycles import ATTENTION, COPIES, STACKS
 from shortcut_tpu.compiled.matrix import Row, Say, compiled
-from shortcut_tpu.models.dit import REMAT_POLICIES
 from shortcut_tpu.models.flash_attention import LANES
+from shortcut_tpu.models.stacks import REMAT_POLICIES
 from shortcut_tpu.pod.topologies import Topology
 
 # By how much the time an image must fall for a change to be worth making.

@@ -2,10 +2,12 @@
 
 Usage:
   require(path, config, {"model.width": 768, "data.num_classes": 1000})
-  params = assemble(model, parts)
+  params = assemble(model, parts | {"blocks": stack(blocks)})
 """
 
 from collections.abc import Mapping, Sequence
+import functools
+import operator
 import os
 from typing import Any
 
@@ -14,7 +16,8 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from data_pipeline.errors import UserError
-from shortcut_tpu.models import DiT, Params
+from shortcut_tpu.models import Model, Params
+from shortcut_tpu.models.embeddings import MAX_PERIOD
 
 Tensors = Mapping[str, np.ndarray]
 Layer = dict[str, np.ndarray]
@@ -39,8 +42,7 @@ def require(
     """
     wrong = []
     for key, found in facts.items():
-        group, name = key.split(".")
-        if config[group][name] != found:
+        if functools.reduce(operator.getitem, key.split("."), config) != found:
             wrong.append(f"--config.{key}={found}")
     wrong += [f"--config.{key}=N" for key in asked]
     if wrong:
@@ -48,6 +50,30 @@ def require(
         raise UserError(
             f"{path}: the weights are not of this config; give {' '.join(wrong)}{untold}"
         )
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]:
+    """A tree's arrays by name, "/" between its levels."""
+    named: dict[str, np.ndarray] = {}
+    for name, value in tree.items():
+        if isinstance(value, np.ndarray):
+            named[f"{prefix}{name}"] = value
+        else:
+            named |= flat(value, f"{prefix}{name}/")
+    return named
+
+
+def reversed_time(kernel: np.ndarray, last: int) -> np.ndarray:
+    """A kernel [256, D] of the sinusoids of k as one of those of s = last - k.
+
+    cos w(last - s) = cos(w last) cos(ws) + sin(w last) sin(ws), and the sine likewise: the features
+    of k are a rotation of those of s, which the kernel takes up.
+    """
+    half = len(kernel) // 2
+    frequencies = np.exp(-np.log(MAX_PERIOD) * np.arange(half) / half)
+    cos, sin = (f(frequencies * last)[:, None] for f in (np.cos, np.sin))
+    of_cos, of_sin = kernel[:half].astype(np.float64), kernel[half:].astype(np.float64)
+    return np.concatenate([cos * of_cos + sin * of_sin, sin * of_cos - cos * of_sin])
 
 
 def linear(kernel: np.ndarray, bias: np.ndarray, *shape: int) -> Layer:
@@ -71,14 +97,18 @@ def attention_out(layer: Layer, heads: int) -> Layer:
     return {"kernel": kernel.reshape(heads, -1, kernel.shape[-1]), "bias": layer["bias"]}
 
 
-def assemble(model: DiT, top: dict[str, Any], blocks: list[dict[str, Layer]]) -> Params:
-    """Our parameters: the layers by name, and the blocks stacked.
+def stack(blocks: Sequence[Any]) -> Any:
+    """Trees of one block each as one, on a leading layer axis."""
+    return jax.tree.map(lambda *layers: np.stack(layers), *blocks)
+
+
+def assemble(model: Model, tree: dict[str, Any]) -> Params:
+    """Our parameters of a tree of arrays.
 
     Raises:
       ValueError: they are not the model's, which is an error of the caller.
     """
-    params = top | {"blocks": jax.tree.map(lambda *layers: np.stack(layers), *blocks)}
-    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params)
+    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), tree)
     expected = jax.tree.map(lambda a: a.shape, jax.eval_shape(model.init, jax.random.key(0)))
     found = jax.tree.map(lambda leaf: leaf.shape, params)
     if found != expected:

@@ -8,12 +8,10 @@ Usage:
   params = official_params(path, weights, model)
 """
 
-from collections.abc import Mapping
 import os
 from typing import Any
 
 from ml_collections import ConfigDict
-import numpy as np
 
 from data_pipeline.autoencoders.weights import fitted
 from data_pipeline.errors import UserError
@@ -24,7 +22,9 @@ from shortcut_tpu.conversion.foreign import (
     assemble,
     attention,
     attention_out,
+    flat,
     linear,
+    stack,
 )
 from shortcut_tpu.models import DiT, Params
 from shortcut_tpu.models.dit import DiTConfig
@@ -47,22 +47,12 @@ def read_official(path: str | os.PathLike[str]) -> tuple[int, Tensors, Tensors]:
     content = read_pickle(path)
     try:
         state = content["train_state"]
-        return int(state["step"]), _flat(state["params"]), _flat(state["params_ema"])
+        return int(state["step"]), flat(state["params"]), flat(state["params_ema"])
     except (AttributeError, KeyError, TypeError, ValueError):
         raise UserError(
             f"{path}: not a checkpoint of shortcut-models, which holds step, params and params_ema "
             "under train_state"
         ) from None
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]:
-    flat: dict[str, np.ndarray] = {}
-    for name, value in tree.items():
-        if isinstance(value, np.ndarray):
-            flat[f"{prefix}{name}"] = value
-        else:
-            flat |= _flat(value, f"{prefix}{name}/")
-    return flat
 
 
 def official_facts(path: str | os.PathLike[str], weights: Tensors) -> dict[str, Any]:
@@ -162,4 +152,5 @@ def official_params(path: str | os.PathLike[str], weights: Tensors, model: DiT) 
     for index, name in enumerate(("time_embed", "step_embed")):
         official = f"TimestepEmbedder_{index}"
         top[name] = {"hidden": layer(f"{official}/Dense_0"), "out": layer(f"{official}/Dense_1")}
-    return assemble(model, top, [block(f"DiTBlock_{i}") for i in range(config.depth)])
+    blocks = stack([block(f"DiTBlock_{i}") for i in range(config.depth)])
+    return assemble(model, top | {"blocks": blocks})

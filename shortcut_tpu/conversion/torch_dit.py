@@ -35,10 +35,12 @@ from shortcut_tpu.conversion.foreign import (
     attention,
     attention_out,
     linear,
+    reversed_time,
+    stack,
 )
 from shortcut_tpu.models import DiT, Params
 from shortcut_tpu.models.dit import DiTConfig
-from shortcut_tpu.models.embeddings import MAX_PERIOD, SINUSOID_CHANNELS, sincos_2d
+from shortcut_tpu.models.embeddings import SINUSOID_CHANNELS, sincos_2d
 
 _LAST_TIMESTEP = 999
 
@@ -130,19 +132,6 @@ def _shapes(config: DiTConfig, outputs: int, rows: int) -> dict[str, tuple[int, 
     return shapes
 
 
-def reversed_time(kernel: np.ndarray, last: int) -> np.ndarray:
-    """A kernel [256, D] of the sinusoids of k as one of those of s = last - k.
-
-    cos w(last - s) = cos(w last) cos(ws) + sin(w last) sin(ws), and the sine likewise: the features
-    of k are a rotation of those of s, which the kernel takes up.
-    """
-    half = len(kernel) // 2
-    frequencies = np.exp(-np.log(MAX_PERIOD) * np.arange(half) / half)
-    cos, sin = (f(frequencies * last)[:, None] for f in (np.cos, np.sin))
-    of_cos, of_sin = kernel[:half].astype(np.float64), kernel[half:].astype(np.float64)
-    return np.concatenate([cos * of_cos + sin * of_sin, sin * of_cos - cos * of_sin])
-
-
 def has_null_label(weights: Tensors, num_classes: int) -> bool:
     """Whether the label table has a row for no label."""
     table = weights.get("y_embedder.embedding_table.weight")
@@ -231,4 +220,5 @@ def torch_dit_params(
             "project": project,
         },
     }
-    return assemble(model, top, [dict(block(f"blocks.{i}")) for i in range(config.depth)])
+    blocks = stack([dict(block(f"blocks.{i}")) for i in range(config.depth)])
+    return assemble(model, top | {"blocks": blocks})

@@ -9,12 +9,14 @@ from typing import Any
 
 from shortcut_tpu.models.dit import DiT, DiTConfig
 from shortcut_tpu.models.get import GET
+from shortcut_tpu.models.in_context import InContext
 from shortcut_tpu.models.koopman import Koopman
 from shortcut_tpu.models.model import Model, Params
 from shortcut_tpu.models.policy import Policy
 
 NETWORKS: dict[str, type[Model]] = {
     "dit": DiT,
+    "in_context": InContext,
     "policy": Policy,
     "equilibrium": GET,
     "koopman": Koopman,
@@ -48,4 +50,4 @@ def configure(name: str, options: Mapping[str, Any], **shapes: Any) -> Any:
     return NETWORKS[name].Config(**common, **options.get(name, {}), **shapes)
 
 
-__all__ = ["NETWORKS", "DiT", "DiTConfig", "Model", "Params", "configure", "data_keys"]
+__all__ = ["NETWORKS", "DiT", "DiTConfig", "InContext", "Model", "Params", "configure", "data_keys"]

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from shortcut_tpu.models.attention import ATTENDED, attention, check_attention
+from shortcut_tpu.models.attention import attention, check_attention
 from shortcut_tpu.models.embeddings import ScalarEmbedder, level_of, sincos_2d
 from shortcut_tpu.models.model import Model, Params
 from shortcut_tpu.models.patches import from_patches, to_patches
@@ -26,34 +26,9 @@ from shortcut_tpu.models.placement import (
     place_inputs,
     place_output,
     place_rows,
-    place_weights,
-    platform,
     weights_are_whole,
 )
-
-# What the backward pass finds in memory; with "dots" it recomputes what lies between the products
-# and, of attention, the weights.
-REMAT_POLICIES = {
-    "none": None,
-    "dots": jax.checkpoint_policies.save_from_both_policies(
-        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        jax.checkpoint_policies.save_only_these_names(ATTENDED),
-    ),
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
-# So many layers are written out on a CPU: what deeper networks gain is not worth their compilation.
-_SHALLOW = 4
-
-
-def layers_a_turn(unroll: int, depth: int) -> int:
-    """How many of `depth` layers each turn of their scan computes, where -1 goes by the platform.
-
-    A TPU's compiler takes a scan as it is; a GPU's step takes a quarter longer for one.
-    """
-    if unroll != -1:
-        return unroll
-    written_out = platform() == "gpu" or (platform() == "cpu" and depth <= _SHALLOW)
-    return depth if written_out else 1
+from shortcut_tpu.models.stacks import REMAT_POLICIES, run_stack, stacked
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,7 +72,7 @@ class TransformerConfig(abc.ABC):
             )
         if self.remat not in REMAT_POLICIES:
             raise ValueError(f"model.remat={self.remat!r} is none of {', '.join(REMAT_POLICIES)}")
-        check_attention(self.attention, self.num_patches)
+        check_attention(self.attention, self.num_tokens)
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"model.dtype={self.dtype!r} is neither float32 nor bfloat16")
 
@@ -119,7 +94,12 @@ class TransformerConfig(abc.ABC):
     @property
     @abc.abstractmethod
     def num_patches(self) -> int:
-        """Tokens of a row."""
+        """Tokens of a row's data."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of a row, over which attention goes."""
+        return self.num_patches
 
     @property
     @abc.abstractmethod
@@ -246,7 +226,7 @@ class Network(nnx.Module):
             self.time_embed = ScalarEmbedder(config.width, rngs=rngs)
         self.step_embed = ScalarEmbedder(config.width, rngs=rngs)
         self.label_embed = self.label_embedder(rngs)
-        self.blocks = self._stacked_blocks(rngs)
+        self.blocks = stacked(lambda rngs: Block(config, rngs=rngs), config.depth, rngs)
         self.final = FinalLayer(config, rngs=rngs)
         if config.conditions:
             self.condition_embed = nnx.Dict(
@@ -275,14 +255,6 @@ class Network(nnx.Module):
         """[N, width], what tells the tokens apart."""
         return sincos_2d(self.config.width, self.config.image_size // self.config.patch_size)
 
-    def _stacked_blocks(self, rngs: nnx.Rngs) -> Block:
-        @nnx.split_rngs(splits=self.config.depth)
-        @nnx.vmap(in_axes=0, out_axes=0)
-        def stack(rngs: nnx.Rngs) -> Block:
-            return Block(self.config, rngs=rngs)
-
-        return stack(rngs)
-
     def __call__(
         self,
         x: jax.Array,
@@ -306,25 +278,15 @@ class Network(nnx.Module):
             condition += self.condition_embed[name](conditions[name])
         condition = place_rows(nnx.silu(condition).astype(dtype))
 
-        # The layers are scanned, so that compile time does not grow with depth.
-        graph, stacked = nnx.split(self.blocks)
-
         # Where the weights of all layers are here already, one product modulates all: the largest
         # of their gradients is then scattered as one.
         modulations = self.blocks.modulations(condition) if weights_are_whole() else None
 
-        def layer(h: jax.Array, turn: tuple[nnx.State, jax.Array | None]) -> tuple[jax.Array, None]:
-            weights, modulation = turn
-            block = nnx.merge(graph, place_weights("blocks", weights))
-            return block(place_rows(h), condition, modulation), None
+        def apply(block: Block, h: jax.Array, modulation: jax.Array | None) -> jax.Array:
+            return block(h, condition, modulation)
 
-        if config.remat != "none":
-            layer = jax.checkpoint(layer, policy=REMAT_POLICIES[config.remat], prevent_cse=False)
-        turns = (stacked, modulations)
-        unroll = layers_a_turn(config.unroll, config.depth)
-        h, _ = jax.lax.scan(layer, place_rows(h), turns, unroll=unroll)
-        h = place_rows(h)
-
+        how = {"remat": config.remat, "unroll": config.unroll}
+        h = run_stack("blocks", self.blocks, h, apply, modulations, **how)
         out = self.final(h, condition).astype(jnp.float32)
         return place_output(self.from_tokens(out))
 

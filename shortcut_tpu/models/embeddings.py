@@ -69,10 +69,16 @@ def level_of(step_size: jax.Array, finest_level: int) -> jax.Array:
 class ScalarEmbedder(nnx.Module):
     """Embeds a scalar condition: sinusoid, linear, SiLU, linear (DiT, section 3)."""
 
-    def __init__(self, width: int, *, rngs: nnx.Rngs):
-        init = nnx.initializers.normal(0.02)
-        self.hidden = nnx.Linear(SINUSOID_CHANNELS, width, kernel_init=init, rngs=rngs)
-        self.out = nnx.Linear(width, width, kernel_init=init, rngs=rngs)
+    def __init__(
+        self,
+        width: int,
+        *,
+        kernel_init: nnx.Initializer | None = None,
+        rngs: nnx.Rngs,
+    ):
+        kernel_init = kernel_init or nnx.initializers.normal(0.02)
+        self.hidden = nnx.Linear(SINUSOID_CHANNELS, width, kernel_init=kernel_init, rngs=rngs)
+        self.out = nnx.Linear(width, width, kernel_init=kernel_init, rngs=rngs)
 
     def __call__(self, value: jax.Array) -> jax.Array:
         """[B] -> [B, width], computed in the dtype of the weights."""

@@ -2,7 +2,7 @@
 
 Usage:
   stack = stacked_blocks(config, depth=6, mlp_ratio=4.0, rngs=rngs)
-  h = run_blocks(stack, h, extra, remat="none", unroll=-1)     # h [B, N, D]
+  h = run_blocks("blocks", stack, h, extra, remat="none", unroll=-1)     # h [B, N, D]
 """
 
 from flax import nnx
@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from shortcut_tpu.models.attention import attention
-from shortcut_tpu.models.dit import REMAT_POLICIES, DiTConfig, layer_norm, layers_a_turn
+from shortcut_tpu.models.dit import DiTConfig, layer_norm
+from shortcut_tpu.models.stacks import run_stack, stacked
 
 
 class Block(nnx.Module):
@@ -48,21 +49,16 @@ class Block(nnx.Module):
 
 def stacked_blocks(config: DiTConfig, depth: int, mlp_ratio: float, *, rngs: nnx.Rngs) -> Block:
     """`depth` blocks of a config's width as one, their weights on a leading layer axis."""
-
-    @nnx.split_rngs(splits=depth)
-    @nnx.vmap(in_axes=0, out_axes=0)
-    def stack(rngs: nnx.Rngs) -> Block:
-        return Block(config, mlp_ratio, rngs=rngs)
-
-    return stack(rngs)
+    return stacked(lambda rngs: Block(config, mlp_ratio, rngs=rngs), depth, rngs)
 
 
 def run_blocks(
-    stack: Block, h: jax.Array, extra: jax.Array | None, *, remat: str, unroll: int
+    name: str, stack: Block, h: jax.Array, extra: jax.Array | None, *, remat: str, unroll: int
 ) -> jax.Array:
     """The blocks of a stack one after the other, as one scan.
 
     Args:
+      name: where the stack's weights stand among the network's.
       stack: from `stacked_blocks`.
       h: [B, N, D].
       extra: [layers, B, N or 1, 3, heads, D / heads], added to the queries, keys and values of
@@ -70,15 +66,7 @@ def run_blocks(
       remat: a name of `REMAT_POLICIES`.
       unroll: layers that each turn computes, as `layers_a_turn` takes it.
     """
-    graph, weights = nnx.split(stack)
-    depth = jax.tree.leaves(weights)[0].shape[0]
     if extra is not None:
+        depth = jax.tree.leaves(nnx.state(stack))[0].shape[0]
         extra = jnp.broadcast_to(extra, (depth, *extra.shape[1:]))
-
-    def layer(h: jax.Array, turn: tuple[nnx.State, jax.Array | None]) -> tuple[jax.Array, None]:
-        return nnx.merge(graph, turn[0])(h, turn[1]), None
-
-    if remat != "none":
-        layer = jax.checkpoint(layer, policy=REMAT_POLICIES[remat], prevent_cse=False)
-    turns = layers_a_turn(unroll, depth)
-    return jax.lax.scan(layer, h, (weights, extra), unroll=turns)[0]
+    return run_stack(name, stack, h, Block.__call__, extra, remat=remat, unroll=unroll)

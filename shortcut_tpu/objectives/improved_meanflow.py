@@ -30,12 +30,13 @@ class ImprovedMeanFlow(base.Objective):
     Source: "Improved Mean Flows" (iMF, arXiv 2512.02012; the objective of its section 4 and its
     official code). The paper's t is our 1 - t, its r our 1 - t - d, its t_min and t_max our 1 - end
     and 1 - start, its velocities ours with the other sign; see `mean_velocity`. As there, the
-    network is told d and not t: it sees in an image how noisy it is. Departures: both heads leave
-    the last block, where the paper gives v blocks of its own; and conditions modulate, where the
-    paper has tokens (4.57 against 4.09 in its FID of B/2).
+    network is told d and not t: it sees in an image how noisy it is. The paper's network is
+    `model.network=in_context`, where conditions are tokens and each head has blocks of its own. In
+    a DiT conditions modulate (4.57 against 4.09 in its FID of B/2) and both heads leave the last
+    block.
 
-    The paper's recipe: Adam at 1e-4 with b2 .95, no weight decay, batch 256, latents standardised
-    by channel.
+    The official recipe: Adam at 1e-4 with b2 .95, no weight decay, batch 1024, latents standardised
+    by channel; `configs/imagenet256_imf_b.py`.
 
     Attributes:
       interval_share: 1/n or 1 - 1/n, the rows with d > 0 (paper 1/2).
@@ -43,7 +44,8 @@ class ImprovedMeanFlow(base.Objective):
       max_guidance: w = exp(U log max_guidance) with uniform U (paper 8); 1 for none.
       latest_start, earliest_end: on rows with d > 0 start is uniform in [0, latest_start] and end
         in [earliest_end, 1] (paper 1/2 and 1/2).
-      sample_guidance: the strength that samples are conditioned on.
+      sample_guidance: the strength that samples are conditioned on. Above max_guidance the network
+        was not trained with it; the released M/2 and L/2 are sampled at 10.5.
       sample_interval: the (start, end) that they are conditioned on.
       told_time: tells the network t, too. For data of a few numbers, such as actions, in which
         noise does not show.
@@ -52,7 +54,8 @@ class ImprovedMeanFlow(base.Objective):
     """
 
     name: ClassVar[str] = "improved_meanflow"
-    conditions: ClassVar[tuple[str, ...]] = ("guidance", "guidance_start", "guidance_end")
+    # In the order of the official network's tokens.
+    conditions: ClassVar[tuple[str, ...]] = ("guidance", "guidance_end", "guidance_start")
     heads: ClassVar[int] = 2
     smooth_times: ClassVar[bool] = True
 
@@ -73,8 +76,8 @@ class ImprovedMeanFlow(base.Objective):
         super().__post_init__()
         self.require(
             "sample_guidance",
-            self.sample_guidance <= self.max_guidance,
-            f"at most max_guidance={self.max_guidance}",
+            self.sample_guidance == 1 or self.max_guidance > 1,
+            "1 where max_guidance is 1",
         )
         start, end = self.sample_interval
         self.require(

@@ -42,6 +42,9 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"blocks/mlp_in/bias", P(None, TENSOR)),
     # Cut along its inputs: parts cut along the lanes would be put together by a copy of the whole.
     (r"blocks/mlp_out/kernel", P(None, (TENSOR, FSDP))),
+    (r"blocks/gate_up/kernel", P(None, FSDP, None, TENSOR)),
+    # Of gated MLPs the hidden width is 8/3 of the network's, which many chips do not divide.
+    (r"blocks/down/kernel", P(None, TENSOR, FSDP)),
     (r"blocks/modulation/kernel", P(None, FSDP, None, TENSOR)),
     (r"blocks/modulation/bias", P(None, None, TENSOR)),
     (r"", P()),

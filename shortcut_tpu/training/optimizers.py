@@ -25,7 +25,9 @@ _MATRICES: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...] = (
     (r"/attention_out/kernel", (1, 2), (3,)),
     # [layer, in, shift or scale or gate, out]
     (r"blocks/modulation/kernel", (1,), (3,)),
-    (r"/mlp_(in|out)/kernel", (1,), (2,)),
+    (r"/(mlp_in|mlp_out|down)/kernel", (1,), (2,)),
+    # [layer, in, gate or up, out]
+    (r"/gate_up/kernel", (1,), (3,)),
 )
 # The size of Muon's updates, root of the mean square, as multiples of the rate: Adam's by
 # experience, so that rate and decay mean the same for both ("Muon is Scalable for LLM Training",

@@ -26,7 +26,7 @@ from configs import common
 from data_pipeline.errors import UserError
 from data_pipeline.pickles import read_pickle
 from data_pipeline.torch_archive import read_torch_archive
-from shortcut_tpu.conversion import official, torch_dit
+from shortcut_tpu.conversion import foreign, official, torch_dit
 from shortcut_tpu.conversion.artifact import write_artifact
 from shortcut_tpu.conversion.foreign import require
 from shortcut_tpu.conversion.runs import make_run
@@ -224,7 +224,7 @@ def test_reversed_time_is_the_same_function():
         angles = value[:, None] * frequencies
         return np.concatenate([np.cos(angles), np.sin(angles)], axis=1)
 
-    found = features(999 - k) @ torch_dit.reversed_time(kernel, 999)
+    found = features(999 - k) @ foreign.reversed_time(kernel, 999)
     np.testing.assert_allclose(found, features(k) @ kernel, atol=1e-10)
 
 

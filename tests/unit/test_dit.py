@@ -10,9 +10,10 @@ import pytest
 
 from configs import common
 from shortcut_tpu.models import DiT, DiTConfig
-from shortcut_tpu.models.dit import layer_norm, layers_a_turn
+from shortcut_tpu.models.dit import layer_norm
 from shortcut_tpu.models.embeddings import level_of, sincos_2d, sinusoidal
 from shortcut_tpu.models.placement import placed
+from shortcut_tpu.models.stacks import layers_a_turn
 
 CONFIG = DiTConfig(
     image_size=8,

@@ -304,7 +304,7 @@ def test_guidance_as_a_condition_of_samples(name: str) -> None:
     told = 0.75 + sum(interval.get("sample_interval", ()))
     np.testing.assert_allclose(x1, told, rtol=1e-6)
     with pytest.raises(ValueError, match="sample_guidance"):
-        OBJECTIVES[name](sample_guidance=9.0)
+        OBJECTIVES[name](sample_guidance=9.0, max_guidance=1.0)
 
 
 def test_samples_of_alpha_flow() -> None:

@@ -1,0 +1,90 @@
+"""Blocks of one kind, their weights stacked on a leading layer axis, run as one scan.
+
+So compile time does not grow with depth.
+
+Usage:
+  blocks = stacked(lambda rngs: Block(config, rngs=rngs), depth=12, rngs=rngs)
+  h = run_stack("blocks", blocks, h, lambda block, h, _: block(h), remat="dots", unroll=-1)
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from flax import nnx
+import jax
+
+from shortcut_tpu.models.flash_attention import ATTENDED
+from shortcut_tpu.models.placement import place_rows, place_weights, platform
+
+Block = TypeVar("Block", bound=nnx.Module)
+
+# What the backward pass finds in memory; with "dots" it recomputes what lies between the products
+# and, of attention, the weights.
+REMAT_POLICIES = {
+    "none": None,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(ATTENDED),
+    ),
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+# So many layers are written out on a CPU: what deeper networks gain is not worth their compilation.
+_SHALLOW = 4
+
+
+def layers_a_turn(unroll: int, depth: int) -> int:
+    """How many of `depth` layers each turn of their scan computes, where -1 goes by the platform.
+
+    A TPU's compiler takes a scan as it is; a GPU's step takes a quarter longer for one.
+    """
+    if unroll != -1:
+        return unroll
+    written_out = platform() == "gpu" or (platform() == "cpu" and depth <= _SHALLOW)
+    return depth if written_out else 1
+
+
+def stacked(make: Callable[[nnx.Rngs], Block], depth: int, rngs: nnx.Rngs) -> Block:
+    """`depth` blocks as one."""
+
+    @nnx.split_rngs(splits=depth)
+    @nnx.vmap(in_axes=0, out_axes=0)
+    def stack(rngs: nnx.Rngs) -> Block:
+        return make(rngs)
+
+    return stack(rngs)
+
+
+def run_stack(
+    name: str,
+    stack: Block,
+    h: jax.Array,
+    apply: Callable[[Block, jax.Array, Any], jax.Array],
+    each: Any = None,
+    *,
+    remat: str,
+    unroll: int,
+) -> jax.Array:
+    """The blocks of a stack one after the other.
+
+    Args:
+      name: where the stack's weights stand among the network's; it decides where they lie.
+      stack: from `stacked`.
+      h: [B, N, D].
+      apply: block, h, what belongs to this block of `each` -> h.
+      each: a pytree of arrays with a leading layer axis, or None.
+      remat: a name of `REMAT_POLICIES`.
+      unroll: layers that each turn computes, as `layers_a_turn` takes it.
+    """
+    graph, stacked_weights = nnx.split(stack)
+    depth = jax.tree.leaves(stacked_weights)[0].shape[0]
+
+    def layer(h: jax.Array, turn: tuple[nnx.State, Any]) -> tuple[jax.Array, None]:
+        weights, own = turn
+        block = nnx.merge(graph, place_weights(name, weights))
+        return apply(block, place_rows(h), own), None
+
+    if remat != "none":
+        layer = jax.checkpoint(layer, policy=REMAT_POLICIES[remat], prevent_cse=False)
+    turns = (stacked_weights, each)
+    h, _ = jax.lax.scan(layer, place_rows(h), turns, unroll=layers_a_turn(unroll, depth))
+    return place_rows(h)

@@ -6,10 +6,10 @@
   python -m shortcut_tpu.convert --from=imf --weights=iMF-L-2 --config=imagenet256_imf_l \\
       --workdir=runs/imf_l                             # the released weights, docs/weights.md
 
-409M parameters sample; 101M more train the second output. Published (arXiv 2512.02012): FID 1.86 at one
-step, 1.85 by the authors' code. Of the length of training the official code
-tells B/2's alone, which this has too. This code has not been trained on ImageNet yet: the figures
-are the paper's.
+409M parameters sample; 101M more train the second output. Published (arXiv 2512.02012): FID-50k
+1.86 at one step, and 1.85 by the authors' code. Of the length of training that code tells B/2's
+alone, which this has too. This code has not been trained on ImageNet yet: the figures are the
+paper's.
 """
 
 from configs import imagenet256_imf_b

@@ -6,10 +6,10 @@
   python -m shortcut_tpu.convert --from=imf --weights=iMF-M-2 --config=imagenet256_imf_m \\
       --workdir=runs/imf_m                             # the released weights, docs/weights.md
 
-174M parameters sample; 57M more train the second output. Published (arXiv 2512.02012): FID 2.27 at one
-step, 2.27 by the authors' code. Of the length of training the official code
-tells B/2's alone, which this has too. This code has not been trained on ImageNet yet: the figures
-are the paper's.
+174M parameters sample; 57M more train the second output. Published (arXiv 2512.02012): FID-50k
+2.27 at one step, and 2.27 by the authors' code. Of the length of training that code tells B/2's
+alone, which this has too. This code has not been trained on ImageNet yet: the figures are the
+paper's.
 """
 
 from configs import imagenet256_imf_b

@@ -6,11 +6,10 @@
   python -m shortcut_tpu.convert --from=imf --weights=iMF-XL-2 --config=imagenet256_imf_xl \\
       --workdir=runs/imf_xl                            # the released weights, docs/weights.md
 
-610M parameters sample; 101M more train the second output. Published (arXiv 2512.02012): FID 1.72 at one
-step, 1.70 by the authors' code; 1.54 and 1.53 at two, told sample_guidance=4 and
-sample_interval=(0.36,0.64). Of the length of training the official code
-tells B/2's alone, which this has too. This code has not been trained on ImageNet yet: the figures
-are the paper's.
+610M parameters sample; 101M more train the second output. Published (arXiv 2512.02012): FID-50k
+1.72 at one step, and 1.70 by the authors' code; 1.54 and 1.53 at two, told sample_guidance=4 and
+sample_interval=(0.36,0.64). Of the length of training that code tells B/2's alone, which this has
+too. This code has not been trained on ImageNet yet: the figures are the paper's.
 """
 
 from configs import imagenet256_imf_b

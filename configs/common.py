@@ -244,6 +244,10 @@ def _keys() -> ConfigDict:
 
     config.train = ConfigDict()
     config.train.num_steps = Key(400_000, Whole(1))
+    # Parts in which a batch is taken through the network, so that only one part's activations are
+    # in memory: the same rows, draws and gradients, for one forward pass more. Each device's rows
+    # must be a multiple of it.
+    config.train.accumulate = Key(1, Whole(1))
     # Steps between lines on the console and points in TensorBoard.
     config.train.log_every_steps = Key(100, Whole(1))
     # Updates with a loss or gradient that is not finite are left out and counted; more than this

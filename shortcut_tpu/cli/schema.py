@@ -45,6 +45,11 @@ def _contradictions(config: ConfigDict) -> Iterator[str]:
             f"optimizer.warmup_steps={optim.warmup_steps}: it may be at most "
             f"train.num_steps={train.num_steps}"
         )
+    if train.accumulate > 1 and objective.name == "koopman":
+        yield (
+            f"train.accumulate={train.accumulate}: it may be 1 for koopman, whose loss is no pass "
+            "through its whole network"
+        )
     if (config.model.network == "policy") != bool(data.horizon):
         yield (
             f"model.network={config.model.network!r}: it may be policy where data.horizon is above "

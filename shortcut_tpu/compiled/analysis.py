@@ -138,9 +138,9 @@ class Candidate:
         """Rows of the global batch; the sampler's last argument is of labels, a row each."""
         return jax.tree.leaves(self.arguments[-1])[0].shape[0]
 
-    def passes(self) -> int:
-        depth = self.experiment.config.model.depth
-        return layer_passes(depth, self.function, *self.arguments)
+    def passes(self) -> float:
+        depths = self.experiment.model.config.stack_depths
+        return layer_passes(depths, self.function, *self.arguments)
 
 
 def _sampler(experiment: Experiment, steps: int) -> tuple[Any, tuple[Any, ...]]:

@@ -1,7 +1,7 @@
 """The least number of bytes that a train step must move between chips.
 
 Usage:
-  needed = required_bytes(experiment, passes=layer_passes(step, depth, *arguments))
+  needed = required_bytes(experiment, passes=layer_passes(depths, step, *arguments))
 """
 
 import math
@@ -13,7 +13,7 @@ from shortcut_tpu.pod import partitioning
 from shortcut_tpu.training.experiment import Experiment
 
 
-def required_bytes(experiment: Experiment, passes: int, *, gradients: bool = True) -> int:
+def required_bytes(experiment: Experiment, passes: float, *, gradients: bool = True) -> int:
     """Bytes for each chip: the gradients, and with fsdp the weights of every pass.
 
     A gradient counts once, in the dtype of the computation: the size of what is summed. Weights
@@ -39,7 +39,7 @@ def required_bytes(experiment: Experiment, passes: int, *, gradients: bool = Tru
         if gradients and reducers > 1:
             total += size if slices == 1 else 2 * size + size // (reducers // slices)
         if partitioning.FSDP in axes and mesh.shape[partitioning.FSDP] > 1:
-            total += passes * size
+            total += round(passes * size)
             # Scattered over fsdp, a gradient is summed over the other rows' devices by its parts.
             if gradients and reducers > mesh.shape[partitioning.FSDP]:
                 total += size // mesh.shape[partitioning.FSDP]

@@ -97,6 +97,11 @@ class TransformerConfig(abc.ABC):
         """Tokens of a row's data."""
 
     @property
+    def stack_depths(self) -> tuple[int, ...]:
+        """Layers of each of its stacks of blocks."""
+        return (self.depth,)
+
+    @property
     def num_tokens(self) -> int:
         """Tokens of a row, over which attention goes."""
         return self.num_patches

@@ -81,6 +81,10 @@ class InContextConfig(DiTConfig):
         """The blocks that all outputs share."""
         return self.depth - self.aux_head_depth if self.heads > 1 else self.depth
 
+    @property
+    def stack_depths(self) -> tuple[int, ...]:
+        return self.shared_depth, *[self.depth - self.shared_depth] * self.heads
+
     def angles(self) -> np.ndarray:
         """By which each pair of a head's values is rotated: [num_tokens, width / num_heads / 2]."""
         pairs = self.width // self.num_heads // 2

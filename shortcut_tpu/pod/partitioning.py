@@ -195,7 +195,8 @@ class MeshPlacement:
     """Activations by whole rows, weights whole but for their tensor axis: `models.placement`.
 
     Attributes:
-      batch_size: a pass over so many rows or more is split over the stride axis as well.
+      batch_size: a pass over so many rows or more is split over the stride axis as well; those
+        that a batch is taken in at once.
       gather: when weights are gathered over fsdp, by "layer" or by "step".
     """
 

@@ -24,6 +24,7 @@ from shortcut_tpu.models.placement import placed
 from shortcut_tpu.objectives import Objective
 from shortcut_tpu.objectives.base import TEACHER
 from shortcut_tpu.pod import partitioning
+from shortcut_tpu.training.accumulation import require_parts
 from shortcut_tpu.training.flops import count_flops
 from shortcut_tpu.training.optimizers import make_schedule
 from shortcut_tpu.training.parts import make_parts
@@ -75,12 +76,15 @@ class Experiment:
             width=config.model.width,
             slices=partitioning.count_slices(devices),
         )
+        mesh = partitioning.make_mesh(shape, devices)
+        shards = partitioning.row_shards(mesh)
+        require_parts(config.batch_size, config.train.accumulate, shards)
         return cls(
             config=config,
             model=parts.network(parts.network_config),
             objective=parts.objective,
             optimizer=parts.optimizer,
-            mesh=partitioning.make_mesh(shape, devices),
+            mesh=mesh,
             latent_scale=latent_scale,
         )
 
@@ -135,6 +139,7 @@ class Experiment:
         with config.unlocked():
             config.model.remat, config.model.attention = "none", "xla"
             config.mesh.update({axis: 1 for axis in partitioning.AXES})
+            config.train.accumulate = 1
         alone = Experiment.from_config(config, self.mesh.devices.flat[:1].tolist())
         return count_flops(alone.train_step, alone.abstract_state, alone.abstract_batch(fields))
 
@@ -151,15 +156,15 @@ class Experiment:
             num_steps=self.config.train.num_steps,
             row_shards=partitioning.row_shards(self.mesh),
             max_skipped=self.config.train.max_skipped,
+            accumulate=self.config.train.accumulate,
         )
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
         return jax.jit(self.placed(step), donate_argnums=0, out_shardings=(shardings, None))
 
     def placed(self, function: Callable[P, T]) -> Callable[P, T]:
         """The function, its networks computed where the mesh wants them; to be jitted."""
-        placement = partitioning.MeshPlacement(
-            self.mesh, self.config.batch_size, self.config.mesh.gather
-        )
+        rows = self.config.batch_size // self.config.train.accumulate
+        placement = partitioning.MeshPlacement(self.mesh, rows, self.config.mesh.gather)
 
         @functools.wraps(function)
         def traced(*args: P.args, **kwargs: P.kwargs) -> T:

@@ -8,7 +8,7 @@ Usage:
   flops = count_flops(jax.value_and_grad(loss), abstract_params, abstract_batch)
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence, Set
 import math
 from typing import Any, NamedTuple
 
@@ -91,25 +91,28 @@ def _kernels(jaxpr: Any) -> Iterator[tuple[Kernel, int]]:
                 yield from _kernels(sub)
 
 
-def layer_passes(depth: int, function: Callable[..., Any], *args: Any) -> int:
+def layer_passes(depths: Sequence[int], function: Callable[..., Any], *args: Any) -> float:
     """How often a function passes through a network's layers, forwards or backwards.
 
     Args:
-      depth: layers; every scan of so many turns that multiplies matrices is a pass.
+      depths: layers of each of its stacks; a scan of so many turns that multiplies matrices is a
+        pass through that one, and so the stack's share of a pass.
       function: traced, not run.
       *args: its arguments or their ShapeDtypeStructs.
     """
-    return _passes(jax.make_jaxpr(function)(*args).jaxpr, depth)
+    layers = _layers(jax.make_jaxpr(function)(*args).jaxpr, set(depths))
+    return layers / sum(depths)
 
 
-def _passes(jaxpr: Any, depth: int) -> int:
+def _layers(jaxpr: Any, depths: Set[int]) -> int:
     total = 0
     for equation in jaxpr.eqns:
-        if equation.primitive.name == "scan" and equation.params["length"] == depth:
-            total += any(_count(sub) for sub in sub_jaxprs(equation.params))
-            continue
+        subs = list(sub_jaxprs(equation.params))
         turns = equation.params["length"] if equation.primitive.name == "scan" else 1
-        total += turns * sum(_passes(sub, depth) for sub in sub_jaxprs(equation.params))
+        within = sum(_layers(sub, depths) for sub in subs)
+        # A scan over parts of a batch may have as many turns as there are layers.
+        is_stack = equation.primitive.name == "scan" and turns in depths and not within
+        total += turns * (any(_count(sub) for sub in subs) if is_stack else within)
     return total
 
 

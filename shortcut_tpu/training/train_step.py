@@ -9,6 +9,7 @@ import optax
 
 from shortcut_tpu.models import Model
 from shortcut_tpu.objectives import Inputs, Metrics, Objective
+from shortcut_tpu.training.accumulation import in_parts
 from shortcut_tpu.training.latents import sample_latents
 from shortcut_tpu.training.train_state import TrainState, update_emas
 
@@ -32,6 +33,7 @@ def make_train_step(
     num_steps: int,
     row_shards: int,
     max_skipped: int,
+    accumulate: int = 1,
 ) -> TrainStep:
     """The function (state, batch) -> (state, metrics), to be jitted by the caller.
 
@@ -46,11 +48,12 @@ def make_train_step(
         x1 = sample_latents(batch, latent_key, latent_scale)
         x0 = batch["noise"].astype(jnp.float32) if "noise" in batch else None
         labels = batch["observation" if "observation" in batch else "label"]
+        apply = in_parts(model.apply, batch_size=len(x1), accumulate=accumulate, shards=row_shards)
 
         def loss_fn(params):
             return objective.loss(
                 Inputs(
-                    apply=model.apply,
+                    apply=apply,
                     params=params,
                     emas=state.emas,
                     x1=x1,
@@ -70,22 +73,22 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         # Both are sums over all devices already: that they are finite costs no collective.
         grad_norm = optax.tree.norm(grads)
-        apply = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-        apply &= state.skipped_in_row <= max_skipped
+        sound = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        sound &= state.skipped_in_row <= max_skipped
         updated = dataclasses.replace(
             state,
             params=params,
             opt_state=opt_state,
             emas=update_emas(state.emas, params, ema_decays),
         )
-        kept = jax.tree.map(lambda new, old: jnp.where(apply, new, old), updated, state)
+        kept = jax.tree.map(lambda new, old: jnp.where(sound, new, old), updated, state)
         state = dataclasses.replace(
             kept,
             step=state.step + 1,
             # A change of teacher belongs to the step, whether or not its update is left out.
             emas=objective.renewed(kept.emas, state.step, num_steps),
-            skipped=state.skipped + ~apply,
-            skipped_in_row=jnp.where(apply, 0, state.skipped_in_row + 1),
+            skipped=state.skipped + ~sound,
+            skipped_in_row=jnp.where(sound, 0, state.skipped_in_row + 1),
         )
         norms = {
             "grad_norm": grad_norm,

@@ -320,7 +320,7 @@ def test_memory_spaces_and_tuples():
 
 def test_passes_through_the_layers():
     weights, x = shape((LAYERS, WIDTH, WIDTH)), shape((ROWS, WIDTH))
-    assert layer_passes(LAYERS, network, weights, x) == 1
-    assert layer_passes(LAYERS, jax.jit(jax.grad(network)), weights, x) == 2
+    assert layer_passes([LAYERS], network, weights, x) == 1
+    assert layer_passes([LAYERS], jax.jit(jax.grad(network)), weights, x) == 2
     twice = lambda w, x: jax.lax.scan(lambda c, _: (network(w, x) + c, None), 0.0, None, 3)[0]  # noqa: E731
-    assert layer_passes(LAYERS, twice, weights, x) == 3
+    assert layer_passes([LAYERS], twice, weights, x) == 3

@@ -205,8 +205,9 @@ def _keys() -> ConfigDict:
     config.teacher.ema = Key("evaluation", Text())
 
     config.optimizer = ConfigDict()
-    # adamw; or muon, which orthogonalises the updates of the blocks' matrices and leaves all other
-    # parameters to adamw. The rate means about the same for both.
+    # adamw, which is Adam where weight_decay is 0; or muon, which orthogonalises the updates of the
+    # blocks' matrices and leaves all other parameters to adamw. The rate means about the same for
+    # both.
     config.optimizer.name = Key("adamw", OneOf("adamw", "muon"))
     # The rate warms up linearly, then stays constant, or decays to zero: constant, cosine, linear.
     config.optimizer.learning_rate = Key(1e-4, Real(0, above=True))

@@ -114,8 +114,10 @@ def meanflow_params(path: str | os.PathLike[str], weights: Tensors, model: DiT) 
 
     def qkv(name: str) -> Layer:
         whole = layer(name, 3, width)
-        parts = ({key: array[..., i, :] for key, array in whole.items()} for i in range(3))
-        return attention(*parts, heads)
+        query, key, value = (
+            {part: array[..., index, :] for part, array in whole.items()} for index in range(3)
+        )
+        return attention(query, key, value, heads)
 
     def block(name: str) -> dict[str, Layer]:
         return {

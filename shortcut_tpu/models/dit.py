@@ -290,8 +290,7 @@ class Network(nnx.Module):
         def apply(block: Block, h: jax.Array, modulation: jax.Array | None) -> jax.Array:
             return block(h, condition, modulation)
 
-        how = {"remat": config.remat, "unroll": config.unroll}
-        h = run_stack("blocks", self.blocks, h, apply, modulations, **how)
+        h = run_stack("blocks", self.blocks, h, apply, config, modulations)
         out = self.final(h, condition).astype(jnp.float32)
         return place_output(self.from_tokens(out))
 

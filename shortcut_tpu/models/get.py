@@ -78,15 +78,14 @@ class Network(nnx.Module):
         h = (h + sincos_2d(config.width, config.image_size // config.patch_size)).astype(dtype)
         label = self.label_embed(labels).astype(dtype)
         label = label.reshape(1, len(x), 1, 3, heads, config.width // heads)
-        how = {"remat": config.remat, "unroll": config.unroll}
-        h = run_blocks("injection_blocks", self.injection_blocks, h, label, **how)
+        h = run_blocks("injection_blocks", self.injection_blocks, h, label, config)
         injected = jnp.moveaxis(self.inject(h), 2, 0) + label
 
         graph, weights = nnx.split(self.equilibrium_blocks)
 
         def iterate(z: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
             blocks = nnx.merge(graph, weights)
-            z = run_blocks("equilibrium_blocks", blocks, z, injected, **how)
+            z = run_blocks("equilibrium_blocks", blocks, z, injected, config)
             return z, self.project(layer_norm(z)).astype(jnp.float32)
 
         # Turns of this scan share their weights, those of `run_blocks` have each its own.

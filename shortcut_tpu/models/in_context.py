@@ -11,6 +11,7 @@ Usage:
 
 import dataclasses
 import math
+from typing import Any
 
 from flax import nnx
 import jax
@@ -139,7 +140,11 @@ class Block(nnx.Module):
     def __init__(self, config: InContextConfig, *, rngs: nnx.Rngs):
         width, heads = config.width, config.num_heads
         head_dim, hidden = width // heads, int(width * config.mlp_ratio)
-        linear = {"use_bias": False, "kernel_init": _normal(_BLOCK_GAIN), "rngs": rngs}
+        linear: dict[str, Any] = {
+            "use_bias": False,
+            "kernel_init": _normal(_BLOCK_GAIN),
+            "rngs": rngs,
+        }
         self.config = config
         self.attention_norm, self.mlp_norm = RMSNorm(width), RMSNorm(width)
         self.query_norm, self.key_norm = RMSNorm(head_dim), RMSNorm(head_dim)
@@ -181,9 +186,7 @@ class Head(nnx.Module):
 
 
 def _run(name: str, blocks: Block, h: jax.Array, config: InContextConfig) -> jax.Array:
-    return run_stack(
-        name, blocks, h, lambda block, h, _: block(h), remat=config.remat, unroll=config.unroll
-    )
+    return run_stack(name, blocks, h, lambda block, h, _: block(h), config)
 
 
 class Network(nnx.Module):

@@ -67,7 +67,7 @@ class Encoder(nnx.Module):
         dtype = jnp.dtype(config.dtype)
         h = self.patch_embed(to_patches(x, config.patch_size).astype(dtype))
         h = (h + sincos_2d(config.width, config.image_size // config.patch_size)).astype(dtype)
-        h = run_blocks("blocks", self.blocks, h, None, remat=config.remat, unroll=config.unroll)
+        h = run_blocks("blocks", self.blocks, h, None, config)
         return self.project(layer_norm(h)).reshape(len(x), -1)
 
 
@@ -88,7 +88,7 @@ class Decoder(nnx.Module):
         config = self.config
         h = self.code_embed(code.reshape(len(code), config.num_patches, config.code_channels))
         h = (h + sincos_2d(config.width, config.image_size // config.patch_size)).astype(h.dtype)
-        h = run_blocks("blocks", self.blocks, h, None, remat=config.remat, unroll=config.unroll)
+        h = run_blocks("blocks", self.blocks, h, None, config)
         return from_patches(self.project(layer_norm(h)).astype(jnp.float32), config.patch_size)
 
 

@@ -4,11 +4,11 @@ So compile time does not grow with depth.
 
 Usage:
   blocks = stacked(lambda rngs: Block(config, rngs=rngs), depth=12, rngs=rngs)
-  h = run_stack("blocks", blocks, h, lambda block, h, _: block(h), remat="dots", unroll=-1)
+  h = run_stack("blocks", blocks, h, lambda block, h, _: block(h), config)
 """
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from flax import nnx
 import jax
@@ -30,6 +30,21 @@ REMAT_POLICIES = {
 }
 # So many layers are written out on a CPU: what deeper networks gain is not worth their compilation.
 _SHALLOW = 4
+
+
+class Scan(Protocol):
+    """How the blocks of a stack are run; a network's config says it.
+
+    Attributes:
+      remat: a name of `REMAT_POLICIES`.
+      unroll: layers that each turn computes, as `layers_a_turn` takes it.
+    """
+
+    @property
+    def remat(self) -> str: ...
+
+    @property
+    def unroll(self) -> int: ...
 
 
 def layers_a_turn(unroll: int, depth: int) -> int:
@@ -59,10 +74,8 @@ def run_stack(
     stack: Block,
     h: jax.Array,
     apply: Callable[[Block, jax.Array, Any], jax.Array],
+    config: Scan,
     each: Any = None,
-    *,
-    remat: str,
-    unroll: int,
 ) -> jax.Array:
     """The blocks of a stack one after the other.
 
@@ -71,9 +84,8 @@ def run_stack(
       stack: from `stacked`.
       h: [B, N, D].
       apply: block, h, what belongs to this block of `each` -> h.
+      config: the network's, for how the scan goes.
       each: a pytree of arrays with a leading layer axis, or None.
-      remat: a name of `REMAT_POLICIES`.
-      unroll: layers that each turn computes, as `layers_a_turn` takes it.
     """
     graph, stacked_weights = nnx.split(stack)
     depth = jax.tree.leaves(stacked_weights)[0].shape[0]
@@ -83,8 +95,8 @@ def run_stack(
         block = nnx.merge(graph, place_weights(name, weights))
         return apply(block, place_rows(h), own), None
 
-    if remat != "none":
-        layer = jax.checkpoint(layer, policy=REMAT_POLICIES[remat], prevent_cse=False)
-    turns = (stacked_weights, each)
-    h, _ = jax.lax.scan(layer, place_rows(h), turns, unroll=layers_a_turn(unroll, depth))
+    if config.remat != "none":
+        layer = jax.checkpoint(layer, policy=REMAT_POLICIES[config.remat], prevent_cse=False)
+    unroll = layers_a_turn(config.unroll, depth)
+    h, _ = jax.lax.scan(layer, place_rows(h), (stacked_weights, each), unroll=unroll)
     return place_rows(h)

@@ -2,7 +2,7 @@
 
 Usage:
   stack = stacked_blocks(config, depth=6, mlp_ratio=4.0, rngs=rngs)
-  h = run_blocks("blocks", stack, h, extra, remat="none", unroll=-1)     # h [B, N, D]
+  h = run_blocks("blocks", stack, h, extra, config)     # h [B, N, D]
 """
 
 from flax import nnx
@@ -53,7 +53,7 @@ def stacked_blocks(config: DiTConfig, depth: int, mlp_ratio: float, *, rngs: nnx
 
 
 def run_blocks(
-    name: str, stack: Block, h: jax.Array, extra: jax.Array | None, *, remat: str, unroll: int
+    name: str, stack: Block, h: jax.Array, extra: jax.Array | None, config: DiTConfig
 ) -> jax.Array:
     """The blocks of a stack one after the other, as one scan.
 
@@ -63,10 +63,9 @@ def run_blocks(
       h: [B, N, D].
       extra: [layers, B, N or 1, 3, heads, D / heads], added to the queries, keys and values of
         each block; the layer axis may be 1, for the same in all.
-      remat: a name of `REMAT_POLICIES`.
-      unroll: layers that each turn computes, as `layers_a_turn` takes it.
+      config: of the network.
     """
     if extra is not None:
         depth = jax.tree.leaves(nnx.state(stack))[0].shape[0]
         extra = jnp.broadcast_to(extra, (depth, *extra.shape[1:]))
-    return run_stack(name, stack, h, Block.__call__, extra, remat=remat, unroll=unroll)
+    return run_stack(name, stack, h, Block.__call__, config, extra)

@@ -8,6 +8,7 @@ Usage:
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 
@@ -42,7 +43,7 @@ def in_parts(
     if accumulate == 1:
         return apply
 
-    def applied(params, *arrays: jax.Array, **conditions: jax.Array) -> jax.Array:
+    def applied(params: Any, *arrays: jax.Array, **conditions: jax.Array) -> jax.Array:
         count = len(arrays[0])
         parts = _parts(count, batch_size // accumulate, shards)
         if parts == 1:

@@ -291,7 +291,11 @@ def test_convert_makes_a_run_that_the_other_commands_know(command, tmp_path):
             "--config.seed is given twice, 1 and 2",
         ),
         ("shortcut_tpu.report", ("--workdir=nowhere",), "nowhere/config.json: no such file"),
-        ("shortcut_tpu.convert", ("--workdir=RUN",), "give --from=official|dit|sit|safetensors or"),
+        (
+            "shortcut_tpu.convert",
+            ("--workdir=RUN",),
+            "give --from=official|meanflow|imf|dit|sit|safetensors or",
+        ),
         (
             "launch.local_pod",
             (

@@ -47,7 +47,8 @@ def test_rotary_positions_tell_differences_alone():
         """[N, N] of one query and one key put at each position."""
         tokens = config.num_tokens
         at = [jnp.broadcast_to(x, (1, tokens, 1, 8)) for x in (query, key)]
-        turned = (rotated(x, config.angles())[0, :, 0] for x in at)
+        turn = jax.jit(lambda x: rotated(x, config.angles()))
+        turned = (turn(x)[0, :, 0] for x in at)
         return np.einsum("md,nd->mn", *turned)
 
     config = InContextConfig(**SHAPES, told_time=False)

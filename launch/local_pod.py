@@ -3,9 +3,9 @@
   ./launch/local_pod.sh --config=digits
   ./launch/local_pod.sh --config=digits --hosts=4 --workdir=runs/four --config.seed=1
 
-Makes the records if the config says from what, trains on --hosts processes that find each other
-as the hosts of a pod do, scores the result at 1 .. 128 steps and draws a sheet of samples. A policy
-is run in its task instead, and its trajectories are drawn. Called again it continues where it
+Makes the records if the config names a source, trains on --hosts processes that find each other as
+the hosts of a pod do, scores the result at 1 .. 128 steps and draws a sheet of samples. A policy is
+run in its task instead, and its trajectories are drawn. Called again it continues where it
 stopped. If one process dies, all are stopped and started again, as on a pod. --config.KEY=VALUE
 overrides a key of the config.
 """

@@ -2,12 +2,13 @@
 
   python -m launch.supervisor --max_restarts=50 -- -m shortcut_tpu.train --config=... --workdir=...
 
-The arguments after -- are Python's. In a group one process that dies ends all, and all start again.
-A command that ends by itself with status 0 is done. One that was asked to end before it was done
-(see `data_pipeline.exit_reason`) is started again; one that a person has to mend is not. SIGTERM is
-passed on, and the processes have --grace_seconds to save; the status is then 143, so that a cluster
-does not take the run for finished. It is 78 for what a person has to mend, which no other start
-would; and 1 where it died too often.
+The arguments after -- are Python's. In a group, if one process dies all are ended and started
+again. A command that ends with status 0 is done. One that was asked to end early (see
+`data_pipeline.exit_reason`) is started again; one that failed by a mistake of the user is not.
+SIGTERM is passed on, and the processes have --grace_seconds to save.
+
+Exit status: 0 done; 143 stopped by SIGTERM and not done, so that a cluster does not take the run
+for finished; 78 a person has to mend something, and another start would not help; 1 died too often.
 """
 
 import argparse

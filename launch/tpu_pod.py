@@ -7,12 +7,12 @@
   launch/tpu_pod.sh --job=evaluate ... --workdir=gs://BUCKET/RUN -- --steps=1,4,128
   launch/tpu_pod.sh --name=NAME --zone=us-central1-a --status     # or --logs, --stop, --delete
 
-Compiles the step for the pod here first. Then creates the pod or takes the one of that name, ships
-the code as committed through the workdir, and starts the run on every worker under the supervisor.
-Follows the log; a pod that is preempted is deleted and created anew, and goes on from the newest
-checkpoint; while the zone is empty it asks after growing pauses. Ctrl-C leaves the pod running.
-Overrides --config.KEY=VALUE, and arguments after --, reach the command that runs. --dry_run prints
-the commands and runs none. --create_flags and --ssh_flags hand gcloud's own flags on:
+First checks here that the run fits the pod. Then creates the pod or reuses the one of that name,
+ships the committed code through the workdir, starts the run on every worker under the supervisor,
+and follows the log. A preempted pod is deleted and created again, and the run continues from the
+newest checkpoint. While the zone has no capacity it asks again with growing pauses. Ctrl-C leaves
+the pod running. --config.KEY=VALUE and arguments after -- are passed to the command on the pod.
+--dry_run prints the commands and runs none. --create_flags and --ssh_flags pass gcloud's own flags:
 
   --create_flags="--internal-ips --network=N --service-account=A --labels=team=x --reserved"
   --gcloud_track=alpha --ssh_flags=--tunnel-through-iap

@@ -3,15 +3,13 @@
   python -m shortcut_tpu.compare --config=digits --methods=all
   python -m shortcut_tpu.compare --config=digits --methods=shortcut,meanflow --seeds=3
 
-The records, the batch, the optimizer, the number of training steps and, but for the two methods
-that bring their own, the network are the config's for every method; only `objective.name` and the
-seed differ, and the rate of a method that `comparison.learning_rates` names. A config that takes
-the methods' recipes (configs/recipes.py), such as imagenet256_b, gives each the optimizer,
-averages, numerics and guidance of its paper; batch and number of steps are the config's there, too.
-A method that distills a teacher spends half of its steps on training one by flow matching; all
-share that teacher, and the pairs that it makes for those that train on pairs. Called again with the
-same workdir the comparison goes on where it stopped: a method that was scored is not trained again.
-One that diverges is reported and does not stop the others.
+All methods use the config's records, batch, optimizer, number of steps and network, except the two
+methods with networks of their own and the learning rates in `comparison.learning_rates`. With a
+config that takes the methods' recipes (configs/recipes.py), such as imagenet256_b, each method has
+the optimizer, averages, numerics and guidance of its paper; batch and number of steps stay the
+config's. A distillation spends half of its steps on its teacher, which is trained by flow matching
+and shared by all distillations, as are the pairs that it makes. Started again with the same workdir
+the comparison continues. A method that diverges is reported and does not stop the others.
 """
 
 from collections.abc import Sequence

@@ -3,8 +3,8 @@
   python -m shortcut_tpu.config_reference
   python -m shortcut_tpu.config_reference --config=digits > digits.md
 
-The meanings are the comments of configs/common.py and configs/hyperparameters.py, and what a key
-may be stands there beside it; the values are the defaults, or those of --config with its overrides.
+Meanings and limits are those of configs/common.py and configs/hyperparameters.py. Values are the
+defaults, or those of --config with its overrides.
 """
 
 import ast

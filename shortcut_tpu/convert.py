@@ -6,14 +6,16 @@
   python -m shortcut_tpu.convert --to=safetensors --workdir=runs/digits --output=w.safetensors
   python -m shortcut_tpu.convert --to=jax_export --workdir=runs/digits --steps=1,4 --output=DIR
 
-In: `official`, a pickled checkpoint of shortcut-models, read without running it; `meanflow` and
-`imf`, checkpoints of Gsunshine/meanflow and Lyy-iiis/imeanflow, the folders that their zips hold;
-`dit` and `sit`, state dicts of facebookresearch/DiT and willisma/SiT, or their trainings'
-checkpoints, whose `ema` is taken. Heads leave no trace in a DiT's tensors: those of published sizes
-are known, others are named by --config.model.num_heads=N. `safetensors`, what --to=safetensors
-wrote, which needs no --config. Out: `safetensors` with a card in JSON, and `jax_export`, a folder
-with the sampler that jax alone can run. `evaluate` and `sample` then work as on a run that was
-trained.
+--from=official reads a pickled checkpoint of shortcut-models without running the pickle.
+--from=meanflow and --from=imf read the folder in the zip of a checkpoint of Gsunshine/meanflow and
+Lyy-iiis/imeanflow. --from=dit and --from=sit read state dicts of facebookresearch/DiT and
+willisma/SiT, or the `ema` of their training checkpoints. No tensor of a DiT tells the number of
+heads: it is known for the published sizes, for others give --config.model.num_heads=N.
+--from=safetensors reads what --to=safetensors wrote and needs no --config. Afterwards `evaluate` and
+`sample` work as on a trained run.
+
+--to=safetensors writes the weights with a card in JSON, --to=jax_export a folder with the sampler,
+which needs only jax and numpy.
 """
 
 from collections.abc import Callable

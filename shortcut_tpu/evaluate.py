@@ -6,8 +6,8 @@
   python -m shortcut_tpu.evaluate --samples=admnet_imagenet256.npz --protocol=adm \\
       --features=inception:WEIGHTS --reference=VIRTUAL_imagenet256_labeled.npz
 
-Samples come from the evaluation average of the newest checkpoint unless told otherwise. Killed and
-called again it goes on where it was. On a pod every host runs this same command.
+By default samples come from the evaluation average of the newest checkpoint. Started again after a
+kill, it continues where it was. On a pod every host runs this same command.
 """
 
 from collections.abc import Mapping

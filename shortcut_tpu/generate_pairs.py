@@ -3,10 +3,10 @@
   python -m shortcut_tpu.generate_pairs --workdir=runs/teacher --num_pairs=50000 --steps=128 \\
       --output=data/pairs
 
-Pair i is a function of the run, the seed and i. On a pod every host runs this same command, with an
---output that all of them see; each writes whole shards of its own. Stopped at any moment and
-started again on the same machines, it keeps the finished shards, and the folder ends up with the
-same bytes as after an unbroken run. A damaged shard of a finished folder is made anew.
+Pair i is a function of the run, the seed and i. On a pod every host runs this same command with an
+--output that all hosts can reach; each host writes its own shards. Stopped at any moment and
+started again on the same machines, it keeps the finished shards and writes the same bytes as an
+unbroken run. A damaged shard of a finished folder is made again.
 """
 
 from collections.abc import Iterator

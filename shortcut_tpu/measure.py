@@ -4,11 +4,11 @@
   python -m shortcut_tpu.measure --config=imagenet256_b              # this machine
   python -m shortcut_tpu.measure --config=digits --rounds=3 --json=figures.json
 
-Needs no records: rows are random. It times the train step, the same step for flow matching, the
-network alone and sampling in one step and in many, each by itself and as the run has it: sharded
-over all devices of all hosts, the state donated. "Limit" is what `preflight` calls "at least" and
-"estimate" the compiler's own, of the program that ran, each with its share of the measured time;
-devices without published peaks have neither. Nothing is written but --json.
+It times the train step, the same step for flow matching, one pass of the network, and sampling in
+one and in many steps, with random rows in the run's layout: sharded over all devices of all hosts.
+"Limit" is preflight's "at least" and "estimate" is the compiler's estimate of the program that ran,
+each as a share of the measured time. Devices without published peaks have neither. It needs no
+records and writes nothing but --json.
 """
 
 from collections.abc import Iterator

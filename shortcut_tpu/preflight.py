@@ -10,14 +10,13 @@
   python -m shortcut_tpu.preflight --all --json=pods.json            # every config on every pod
   python -m shortcut_tpu.preflight --all --config=imagenet256_xl     # one config on every pod
 
-The TPU compiler of libtpu does the work on any Linux machine; no TPU is needed. The step, state and
-shardings are those that `shortcut_tpu.train` runs on that pod. Exits 1 where it does not fit. The
-figures are the compiler's and the chips' published peaks: nothing was run. "At least" is a limit,
-"estimate" what the compiler takes its operations to cost; docs/estimates.md says how good that is.
-With --config.train.compile_cache=DIR the compiled step is kept in the folder where `train` looks;
-no pod has tried yet whether it finds that one, and a pod that does not compiles as it would have.
---all takes about 12 s a row, --search about a quarter of an hour for XL; stopped and started again
-with the same --json they go on where they were.
+libtpu's compiler works on any Linux machine without a TPU. It compiles the same step, state and
+shardings that `shortcut_tpu.train` runs on the pod. Nothing is run: figures come from the compiler
+and the chips' published peaks. "At least" is a lower bound of the time, "estimate" the sum of the
+compiler's own costs (docs/estimates.md). The exit status is 1 if the run does not fit. With
+--config.train.compile_cache=DIR the compiled step is stored where `train` looks for it; no pod has
+tried yet whether it finds that entry. --all takes about 12 s for each row, --search about a quarter
+of an hour for XL. Both continue when they are started again with the same --json.
 """
 
 import os
@@ -70,7 +69,7 @@ def define_flags() -> None:
     flags.DEFINE_boolean(
         "whole",
         False,
-        "Every act of the run in place of one program: records, checkpoints, evaluations; minutes.",
+        "Check the whole run, not only one program: records, checkpoints, evaluations; minutes.",
     )
     flags.DEFINE_boolean(
         "all",

@@ -5,9 +5,9 @@
   python -m shortcut_tpu.reference_stats --source=VIRTUAL_imagenet256_labeled.npz --protocol=adm \\
       --features=inception:WEIGHTS --output=imagenet256.npz
 
-A source is KIND:PATH as encode_latents takes it, a folder of images, or an npz with images `arr_0`.
-Of an npz that holds statistics, such as ADM's or the official code's, these are kept, and its
-images make the vectors of precision and recall. On a pod every host runs this same command.
+The source is KIND:PATH as for encode_latents, a folder of images, or an npz with images `arr_0`. If
+the npz already has statistics, such as ADM's or the official code's, they are kept, and its images
+only give the vectors for precision and recall. On a pod every host runs this same command.
 """
 
 from collections.abc import Callable, Iterator

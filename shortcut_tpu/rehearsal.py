@@ -1,8 +1,8 @@
 """Tries every part of a long run once before its first step, so that it fails early.
 
-Three steps, a save, a restore and a batch of every evaluation, at their real size and by the
-programs of the run, which need not be compiled again. Nothing stays: states come from the seed, and
-the folder WORKDIR/rehearsal goes.
+Three steps, a save, a restore and a batch of every evaluation, at full size and with the programs
+of the run, which are not compiled again. Nothing remains: the run's state comes from the seed, and
+the folder WORKDIR/rehearsal is deleted.
 
 Usage:
   with the workdir claimed, and before there is a state:
@@ -41,18 +41,18 @@ def rehearse(
     workdir: epath.Path,
     alive: Callable[[], None] = lambda: None,
 ) -> None:
-    """Runs every act once, on all hosts.
+    """Tries every part of the run once, on all hosts.
 
     Args:
-      experiment: of the run.
-      evaluation: of the run; what it compiles and reads it keeps.
-      records: the folder of records, near.
-      workdir: of the run; its folder `rehearsal` is there meanwhile.
-      alive: called after each act.
+      experiment: that of the run.
+      evaluation: that of the run; it keeps what it compiles and reads.
+      records: the local folder of records.
+      workdir: that of the run; it has a folder `rehearsal` meanwhile.
+      alive: called after each part.
 
     Raises:
-      UserError: an act cannot be done here; the message names it. Other errors, such as a lost
-        host's, are named and pass.
+      UserError: a part does not work here; the message names it. Other errors, such as a lost
+        host, are named and raised.
     """
     folder = workdir / _FOLDER
     _remove(folder)
@@ -72,7 +72,7 @@ def rehearse(
                 alive()
     finally:
         _remove(folder)
-    say("rehearsed: every act of the run is possible here")
+    say("rehearsed: every part of the run works here")
 
 
 def _steps(experiment: Experiment, state: TrainState, records: epath.PathLike) -> TrainState:

@@ -3,9 +3,9 @@
   python -m shortcut_tpu.report --workdir=runs/digits
   python -m shortcut_tpu.report --workdir=runs/a --workdir=runs/b --output=a_and_b.html
 
-Distances over sampling steps and while training, sheets of samples, curves, environments, goodput
-where it was logged, and the configs, with the keys in which the runs differ. It reads the run's
-event files and writes nothing into it but report.html, where no --output is given.
+The page has distances over sampling steps and while training, sheets of samples, curves,
+environments, goodput, and the configs with the keys in which the runs differ. It is made from the
+run's event files. Without --output it is written to report.html in the workdir.
 """
 
 from collections.abc import Sequence

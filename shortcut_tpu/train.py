@@ -3,10 +3,10 @@
   python -m shortcut_tpu.train --config=digits --workdir=runs/digits
   python -m shortcut_tpu.train --config=digits --workdir=runs/b --config.batch_size=256
 
-Started again with the same workdir it goes on from the newest checkpoint, to more steps if the
-config now asks for more. SIGTERM to any of its
-processes saves on all at the same step and ends them. --profile_steps=100:105 writes a profile of
-steps 100 to 104 into WORKDIR/profile, of the first host or, with --profile_all_hosts, of each.
+Started again with the same workdir, it continues from the newest checkpoint, to more steps if the
+config now asks for more. On SIGTERM to any of its processes, all save at the same step and end.
+--profile_steps=100:105 profiles steps 100 to 104 on the first host, or on every host with
+--profile_all_hosts, into WORKDIR/profile.
 """
 
 import contextlib

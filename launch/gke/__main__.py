@@ -6,9 +6,9 @@
       | kubectl apply -f -
   python -m launch.gke ... --cluster=CLUSTER --zone=ZONE      # the XPK command instead
 
-The run is compiled for the slices here first, some minutes; --nopreflight leaves that out. The
-image is that of launch/gke/Dockerfile. Overrides --config.KEY=VALUE, and arguments after --,
-reach the command that runs; --job names another than `train`.
+First checks here that the run fits the slices, which takes minutes; --nopreflight skips that. Build
+the image from launch/gke/Dockerfile. --config.KEY=VALUE and arguments after -- are passed to the
+command on the pod; --job runs another command than `train`.
 """
 
 from collections.abc import Sequence

@@ -146,7 +146,7 @@ class Koopman(Model):
         Args:
           params: from `init`, any float dtype.
           x0: [B, H, W, C] noises.
-          x1: [B, H, W, C] what the teacher made of them.
+          x1: [B, H, W, C] the teacher's samples from these noises.
           labels: [B] int.
           key: of what is added to the codes before they are pushed or decoded.
           noise: its standard deviation.

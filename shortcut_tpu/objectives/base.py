@@ -96,7 +96,7 @@ class Objective(abc.ABC):
       network: which of `models.NETWORKS` it trains; the config's if empty.
       needs_teacher: whether `emas` must hold a teacher, a trained model that the parameters start
         from.
-      needs_pairs: whether it trains on `data.pairs`, noises and what a teacher made of them.
+      needs_pairs: whether it trains on `data.pairs`, a teacher's noises and samples.
       one_step: whether it makes its samples in one step and in no more.
       smooth_times: whether the network must be smooth in t and d, for objectives that
         differentiate in them or take d from a continuum.

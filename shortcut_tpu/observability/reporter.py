@@ -1,4 +1,4 @@
-"""What a run tells of itself at each log interval: the curves and a line on the console.
+"""Reports a run at each log interval: curves, and a line on the console.
 
 Usage, on every process:
   reporter = Reporter(experiment, writer, Speed(...), goodput, clock)

@@ -1,8 +1,10 @@
-"""A trained run opened again: its config, its parts and an average of its weights.
+"""Opens a trained run: its config, its parts and an average of its weights.
 
 Usage:
-  run = load_run(workdir, step=None, ema="evaluation")
-  images = make_generator(run.experiment, run.autoencoder)(run.params, ...)
+  run = load_run("runs/digits")
+  velocity = run.experiment.model.apply(run.params, x, t, d, labels)
+
+`evaluation.samples` makes images of it.
 """
 
 from collections.abc import Sequence
@@ -25,12 +27,14 @@ from shortcut_tpu.training.train_state import TrainState
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What a checkpoint of a run needs to sample.
+    """A trained run, ready to sample.
 
     Attributes:
-      step: the checkpoint's step.
-      ema: the average that was asked for.
-      params: its weights, laid over this machine's devices.
+      experiment: config, model, objective and mesh.
+      autoencoder: decodes what the model generates.
+      step: the step of the checkpoint.
+      ema: which average of the weights it is.
+      params: the weights of that average, on this machine's devices.
     """
 
     experiment: Experiment
@@ -40,8 +44,8 @@ class Run:
     params: Any
 
 
-def load_run(workdir: epath.Path, step: int | None = None, ema: str = "evaluation") -> Run:
-    """Opens a checkpoint on whatever devices are here.
+def load_run(workdir: epath.PathLike, step: int | None = None, ema: str = "evaluation") -> Run:
+    """Opens a checkpoint on the devices of this machine, whatever devices it was trained on.
 
     Args:
       workdir: the --workdir of the run.
@@ -51,6 +55,7 @@ def load_run(workdir: epath.Path, step: int | None = None, ema: str = "evaluatio
     Raises:
       UserError: there is no such run, checkpoint or average.
     """
+    workdir = epath.Path(workdir)
     config = config_lib.restore(workdir)
     if ema not in config.emas:
         raise UserError(f"--ema={ema} is none of this run's {', '.join(sorted(config.emas))}")

@@ -1,4 +1,4 @@
-"""The records of a run, and the global batches made of them.
+"""Opens a run's records and makes global batches of them.
 
 Usage:
   records, manifest = open_records(config, autoencoder)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from configs import common
+import shortcut_tpu
 from shortcut_tpu.cli import config as config_lib
 from tests.end_to_end.documented import (
     COMMANDS,
@@ -193,6 +194,11 @@ def test_help_shows_an_example_and_every_flag_on_one_screen(run, module):
     assert "--verbosity" not in output
 
 
+@pytest.mark.parametrize("module", ["data_pipeline.emoji", "shortcut_tpu.train"])
+def test_version(run, module):
+    assert run(module, ["--version"]) == (0, f"shortcut_tpu {shortcut_tpu.__version__}\n")
+
+
 @pytest.mark.parametrize("text", RUN)
 def test_a_cheap_command_runs(run, text):
     command = Command("", text)
@@ -285,6 +291,18 @@ def test_flags_keys_files_and_pages_that_a_page_names_exist(page):
             assert link[1:] in titles, link
         else:
             assert ((ROOT / page).parent / link).exists(), link
+
+
+def test_the_first_path_through_the_code_is_as_short_as_readme_says():
+    """Lines of files, within a tenth; together under 800."""
+    text = section(README, "Read the code")
+    said = [
+        (name, int(n)) for name, n in re.findall(r"^\| \[(\S+)\]\(.*?\) \| (\d+) \|", text, re.M)
+    ]
+    assert len(said) == 3
+    for name, lines in said:
+        assert len(read(name).splitlines()) == pytest.approx(lines, rel=0.1), name
+    assert sum(lines for _, lines in said) < 800
 
 
 def _flags():

@@ -33,7 +33,7 @@ def files(folder):
 def test_a_rehearsed_run_is_the_same_run(short, tmp_path, capsys):
     """Parameters to the last bit, and the files; evaluations change neither."""
     rehearsed = train(short, epath.Path(tmp_path / "rehearsed"), rehearsing=True)
-    assert "rehearsed: every act of the run is possible here" in capsys.readouterr().out
+    assert "rehearsed: every part of the run works here" in capsys.readouterr().out
     short.evaluation.every_steps = 0
     plain = train(short, epath.Path(tmp_path / "plain"))
     assert "rehearsed" not in capsys.readouterr().out

@@ -305,7 +305,7 @@ def test_the_first_path_through_the_code_is_as_short_as_readme_says():
 
 def _flags():
     """The names of all flags of all commands."""
-    names = {"config", "help"}
+    names = {"config", "help", "version"}
     for node in _nodes():
         if not isinstance(node, ast.Call) or not node.args:
             continue

@@ -11,8 +11,8 @@
 Lyy-iiis/imeanflow. --from=dit and --from=sit read state dicts of facebookresearch/DiT and
 willisma/SiT, or the `ema` of their training checkpoints. No tensor of a DiT tells the number of
 heads: it is known for the published sizes, for others give --config.model.num_heads=N.
---from=safetensors reads what --to=safetensors wrote and needs no --config. Afterwards `evaluate` and
-`sample` work as on a trained run.
+--from=safetensors reads what --to=safetensors wrote and needs no --config. Afterwards `evaluate`
+and `sample` work as on a trained run.
 
 --to=safetensors writes the weights with a card in JSON, --to=jax_export a folder with the sampler,
 which needs only jax and numpy.

@@ -67,13 +67,15 @@ def test_muon_orthogonalises_each_matrix_of_each_layer():
     side by side; all else moves by AdamW
     with Nesterov's momentum."""
     optimizer = make_optimizer(optimizer_config(name="muon"))
-    draw = np.random.default_rng(0)
+    draw = np.random.default_rng(1)
     shapes = {
         "qkv": (2, 8, 3, 2, 4),
         "attention_out": (2, 2, 4, 8),
         "modulation": (2, 8, 6, 8),
         "mlp_in": (2, 8, 32),
         "mlp_out": (2, 32, 8),
+        "gate_up": (2, 8, 2, 21),
+        "down": (2, 21, 8),
     }
     blocks = {name: {"kernel": draw.normal(size=shape)} for name, shape in shapes.items()}
     blocks["qkv"]["bias"] = draw.normal(size=(2, 3, 2, 4))
@@ -88,16 +90,16 @@ def test_muon_orthogonalises_each_matrix_of_each_layer():
         size = 0.2 * max(inputs, grad[0].size // inputs) ** 0.5
         return -0.01 * (size * found + 0.1 * param)
 
-    for name, inputs in (("attention_out", 8), ("mlp_in", 8), ("mlp_out", 32)):
+    for name, inputs in (("attention_out", 8), ("mlp_in", 8), ("mlp_out", 32), ("down", 21)):
         np.testing.assert_allclose(
             updates["blocks"][name]["kernel"], expected(name, inputs), atol=2e-5
         )
-    for name, parts in (("qkv", 3), ("modulation", 6)):
+    for name, parts, size in (("qkv", 3, 8), ("modulation", 6, 8), ("gate_up", 2, 21)):
         grad, param = grads["blocks"][name]["kernel"], blocks[name]["kernel"]
         for layer, part in np.ndindex(2, parts):
-            matrix = orthogonalised(grad[layer, :, part].reshape(8, 8))
-            wanted = 0.2 * 8**0.5 * matrix + 0.1 * param[layer, :, part].reshape(8, 8)
-            found = updates["blocks"][name]["kernel"][layer, :, part].reshape(8, 8)
+            matrix = orthogonalised(grad[layer, :, part].reshape(8, size))
+            wanted = 0.2 * size**0.5 * matrix + 0.1 * param[layer, :, part].reshape(8, size)
+            found = updates["blocks"][name]["kernel"][layer, :, part].reshape(8, size)
             np.testing.assert_allclose(found, -0.01 * wanted, atol=2e-5)
     # A step ahead: b1 m_1 / (1 - b1^2) + g, with m_1 = (1 - b1) g.
     nesterov = 0.9 * 0.1 / (1 - 0.9**2) + 1

@@ -26,13 +26,14 @@ from ml_collections import ConfigDict
 import numpy as np
 from PIL import Image
 
+from data_pipeline import staging
 from data_pipeline.atomic_files import require_place
 from data_pipeline.autoencoders import load_autoencoder
 from data_pipeline.errors import UserError
 from shortcut_tpu import generate_pairs
 from shortcut_tpu.cli import command
 from shortcut_tpu.cli.console import say
-from shortcut_tpu.comparison import paper_claims
+from shortcut_tpu.comparison import paper_claims, pictures
 from shortcut_tpu.comparison.methods import method_config, training_flops, with_recipe
 from shortcut_tpu.comparison.table import Row, table
 from shortcut_tpu.evaluation.evaluator import make_evaluator
@@ -173,9 +174,8 @@ def score(plan: Plan, steps: Sequence[int]) -> dict[int, float] | None:
         return distances and {int(n): distance for n, distance in distances.items()}
     try:
         params = plan.run()
-        distances = _distances(
-            config, params, OBJECTIVES[config.objective.name]().step_counts(steps)
-        )
+        counts = OBJECTIVES[config.objective.name]().step_counts(steps)
+        distances = _distances(config, params, counts, workdir)
     except (Diverged, np.linalg.LinAlgError) as error:
         say(f"{config.objective.name}, seed {config.seed}, diverged: {error}")
         distances = None
@@ -186,7 +186,9 @@ def score(plan: Plan, steps: Sequence[int]) -> dict[int, float] | None:
     return distances
 
 
-def _distances(config: ConfigDict, params: Any, steps: Sequence[int]) -> dict[int, float]:
+def _distances(
+    config: ConfigDict, params: Any, steps: Sequence[int], workdir: epath.Path
+) -> dict[int, float]:
     autoencoder = load_autoencoder(config.data.autoencoder)
     experiment = Experiment.from_config(config, jax.devices(), autoencoder.scale)
     evaluator = make_evaluator(
@@ -201,6 +203,8 @@ def _distances(config: ConfigDict, params: Any, steps: Sequence[int]) -> dict[in
     distances = {num_steps: evaluator.distance(params, num_steps) for num_steps in steps}
     if not all(math.isfinite(distance) for distance in distances.values()):
         raise Diverged("its samples are not finite")
+    records = staging.local(config.data.path, config.data.stage)
+    pictures.keep(workdir, evaluator, params, steps, records, config.data)
     return distances
 
 
@@ -266,6 +270,12 @@ def main() -> None:
             page = methods_figure(config.evaluation.protocol, {k: v for k, v in means.items() if v})
             Image.fromarray(page).save(file, "png")
         say(f"figure: {figure}")
+        first = {name: workdir / name / f"seed_{config.seed}" for name in names}
+        samples = pictures.methods_sheet(first, steps, config.data)
+        if samples is not None:
+            with (workdir / "samples.png").open("wb") as file:
+                Image.fromarray(samples).save(file, "png")
+            say(f"samples: {workdir / 'samples.png'}")
         command.write_json(
             {
                 "metric": config.evaluation.protocol,

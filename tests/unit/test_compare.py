@@ -19,7 +19,7 @@ from data_pipeline.manifest import Manifest
 from data_pipeline.sources import open_source
 from shortcut_tpu import compare
 from shortcut_tpu.cli import config as config_lib
-from shortcut_tpu.comparison import paper_claims
+from shortcut_tpu.comparison import paper_claims, pictures
 from shortcut_tpu.comparison.methods import method_config, training_flops
 from shortcut_tpu.comparison.table import Row, table
 from shortcut_tpu.runs.loading import initial_state, load_run
@@ -91,6 +91,13 @@ def test_score_is_kept(config: ConfigDict, tmp_path: Path, monkeypatch: Any) -> 
     assert distances is not None
     assert set(distances) == {1, 2}
     assert all(distance > 0 for distance in distances.values())
+    # A row of samples, and one of real images: five labels at one step and at two, 64 pixels each.
+    folders = {"meanflow": epath.Path(run.scored.workdir), "absent": epath.Path(tmp_path)}
+    page = pictures.methods_sheet(folders, [1, 2, 4], config.data)
+    assert page is not None and page.shape[0] == 2 + 2 * 17 + 2 * 66
+    # 4 steps were not made.
+    assert (page[36:100, -5 * 66 :] == 255).all() and (page[102:166, -5 * 66 :] != 255).any()
+    assert (page[36:100, -10 * 66 - 14 : -5 * 66 - 14] != 255).any()
     monkeypatch.setattr(compare, "train", None)
     assert compare.score(run, [1, 2]) == distances
     changed = config.copy_and_resolve_references()

@@ -23,6 +23,8 @@ exclude_patterns = ["*.py"]
 html_theme = "furo"
 html_title = f"shortcut_tpu {version}"
 html_copy_source = False
+html_static_path = ["site.css"]
+html_css_files = ["site.css"]
 
 myst_heading_anchors = 3
 # The notebook holds its outputs; a test executes it.

@@ -37,15 +37,16 @@ def line_of(error: Exception) -> str | None:
     """The line that an error ends in; None for one that is no user's, and keeps its traceback.
 
     User errors have one, what TensorFlow, if it was imported for a bucket, raises if that refuses,
-    and libtpu's word for chips that another process has.
+    what the system cannot do, such as write to a full disk, and libtpu's word for chips that
+    another process has.
     """
     if isinstance(error, _ends_in_a_line()):
         return " ".join(str(error).splitlines())
-    if isinstance(error, RuntimeError):
-        from data_pipeline import chips  # It raises errors of this file.
+    from data_pipeline import chips, system_errors  # They raise errors of this file.
 
-        return chips.taken_line(str(error))
-    return None
+    if line := system_errors.uncaught_line(error):
+        return " ".join(line.splitlines())
+    return chips.taken_line(str(error)) if isinstance(error, RuntimeError) else None
 
 
 def report_failure(error: Exception) -> bool:

@@ -14,6 +14,7 @@ Usage:
 
 import errno
 import os
+import sys
 
 from data_pipeline.errors import PassingError, UserError
 
@@ -25,7 +26,12 @@ _PASSING = {
     errno.ESTALE: "a network disk has lost the file for a moment",
     errno.ETIMEDOUT: "the disk or the network does not answer",
 }
-_LASTING = {errno.EACCES: "this user may not read it", errno.ENOSPC: "the disk is full"}
+_LASTING = {
+    errno.EACCES: "this user may not use it",
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "this user's share of the disk is full",
+    errno.EROFS: "nothing can be written there",
+}
 _ADVICE = _PASSING | _LASTING
 
 
@@ -53,6 +59,19 @@ def raise_if_system(path: str | os.PathLike[str], error: BaseException) -> None:
     """
     if _number(error) is not None:
         raise unreadable(path, error) from None
+
+
+def uncaught_line(error: BaseException) -> str | None:
+    """What a command says of a failure of the system that nothing in it expected; None for others.
+
+    A disk can fill, or its rights change, at any write of a run.
+    """
+    tensorflow = sys.modules.get("tensorflow")
+    kinds = (OSError, tensorflow.errors.OpError) if tensorflow else (OSError,)
+    if not isinstance(error, kinds) or _number(error) not in _ADVICE:
+        return None
+    path = getattr(error, "filename", None)
+    return f"{os.fsdecode(path)}: {reason(error)}" if path else reason(error)
 
 
 def _number(error: BaseException) -> int | None:

@@ -11,7 +11,7 @@ from etils import epath
 import numpy as np
 import pytest
 
-from data_pipeline import decoding, resumable
+from data_pipeline import decoding, errors, resumable
 from data_pipeline.autoencoders import load_autoencoder
 from data_pipeline.encode_latents import encode
 from data_pipeline.errors import PassingError, UserError
@@ -89,6 +89,27 @@ def test_too_many_open_files_are_no_damage(records):
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
     assert not corrupt
     assert len(source[0]["label"]) == 999
+
+
+@pytest.mark.parametrize("number", [*NUMBERS, errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_what_the_system_refuses_anywhere_is_a_line(number, monkeypatch, capsys):
+    """And no verdict on the command: a supervisor starts it again."""
+    told: list[str] = []
+    monkeypatch.setattr(errors.exit_reason, "report", told.append)
+
+    def main():
+        raise OSError(number, os.strerror(number), "run/a\nb")
+
+    with pytest.raises(SystemExit, match="1"):
+        errors.exit_on_user_error(main)()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: run/a b: {os.strerror(number)}")
+    assert not told
+
+
+def test_other_errors_keep_their_traceback():
+    for error in (FileNotFoundError(errno.ENOENT, "gone"), OSError("?"), ValueError("disk quota")):
+        assert errors.line_of(error) is None
 
 
 @pytest.mark.parametrize("number", NUMBERS)

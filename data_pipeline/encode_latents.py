@@ -1,9 +1,9 @@
 """Encodes images into a folder of latent records.
 
-Stopped at any moment and started again, it keeps the finished shards, and the folder ends up with
-the same bytes as after an unbroken run; so it does on any number of hosts that share the folder,
-on a disk or in a bucket, and each run this command. A damaged shard of a finished folder is encoded
-anew. Images that cannot be used are listed in DIR/rejected.jsonl.
+Stopped at any moment and started again, it keeps the finished shards and writes the same bytes as
+an unbroken run. Several hosts can share the work: each runs this command on the same folder, on a
+disk or in a bucket. A damaged shard of a finished folder is encoded again. Images that cannot be
+used are listed in DIR/rejected.jsonl.
 
 Usage:
     $ python -m data_pipeline.encode_latents --source=digits --autoencoder=identity --output=DIR
@@ -13,19 +13,19 @@ Usage:
         --output=data/photos --write_config=photos.py
     $ python -m data_pipeline.encode_latents --verify --output=DIR
 
-Without an autoencoder grey pictures become records of one channel, where all are grey.
+Without an autoencoder, records have one channel if all images are grey.
 
 Sources:
     digits                 scikit-learn's 8x8 digits
     npz:FILE               arrays `images` [N, H, W, C] and `labels` [N], used as they are
-    imagefolder:DIR        a folder a class (ILSVRC's train); or a flat one, with labels.txt or
-                           --labels (ILSVRC's val), or without any: one class
+    imagefolder:DIR        a folder for each class (ILSVRC's train), or one folder with labels.txt
+                           or --labels (ILSVRC's val), or one folder without labels: one class
     webdataset:SHARDS      tar files of images with .cls or .json
     parquet:FILES          Hugging Face's columns `image` and `label`
     arrayrecord:FILES      TFDS's examples with `image` and `label`
 
-Several files: a folder, or names apart by commas, in which *, {0000..1023} and {a,b} stand for
-more. Quote these, or the shell makes several flags of them:
+Several files: a folder, or names with commas between them; *, {0000..1023} and {a,b} stand for
+several names. Quote these, or the shell turns them into several flags:
     '--source=webdataset:train-{0000..1023}.tar'
 """
 

@@ -6,14 +6,14 @@
   python -m shortcut_tpu.sample --workdir=runs/digits --columns=1000 --output=samples.npz
   python -m shortcut_tpu.sample --workdir=runs/digits --num=50000 --output=samples
 
-Each row of a sheet is a label and a step count, which stand before it; rows of one label come from
-the same noises, column by column. Real images of the label stand beside them, and the checkpoint's
-distance over steps, where the records and an evaluation are there. An .npz holds `images` [steps,
-samples, H, W, C] uint8, `labels` [samples], `steps`, `seed`, and the checkpoint's `step`.
+Each row of a sheet has a label and a step count. All rows of a label start from the same noises,
+column by column. Beside them are real images of the label, if the records are there, and the
+checkpoint's distance over steps, if it was evaluated. An .npz holds `images` [steps, samples, H, W,
+C] uint8, `labels` [samples], `steps`, `seed`, and the checkpoint's `step`.
 
-With --num, --output is a folder for PNG files, the samples that `evaluate` scores: as many of each
-class, or by --labels in turn. On a pod every host runs the command and writes its share; killed and
-called again it makes what is missing, and with a larger --num it goes on.
+With --num, --output is a folder for PNG files. They are the samples that `evaluate` scores, equally
+many of each class, or of --labels. On a pod every host runs the command and writes its share.
+Started again after a kill, or with a larger --num, it makes the missing files.
 """
 
 from collections.abc import Sequence

@@ -168,8 +168,8 @@ def _keys() -> ConfigDict:
     # TPU has run the kernels yet.
     config.model.attention = Key("auto", OneOf("auto", "xla", "pallas"))
     # Layers that each turn of the scan over layers computes; -1 goes by the platform: 1 on a TPU,
-    # whose compiler takes a scan as it is; all on a GPU, where a scan costs a quarter of the step;
-    # on a CPU all of at most four. More are more to compile.
+    # and on a CPU, whose compiler fuses layers that are written out into each other and computes
+    # much of them several times; all on a GPU, where a scan costs a quarter of the step.
     config.model.unroll = Key(-1, AXIS)
     # A network that is no DiT has shapes of its own.
     config.model.in_context = ConfigDict()

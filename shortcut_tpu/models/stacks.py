@@ -28,8 +28,6 @@ REMAT_POLICIES = {
     ),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
-# So many layers are written out on a CPU: what deeper networks gain is not worth their compilation.
-_SHALLOW = 4
 
 
 class Scan(Protocol):
@@ -50,12 +48,13 @@ class Scan(Protocol):
 def layers_a_turn(unroll: int, depth: int) -> int:
     """How many of `depth` layers each turn of their scan computes, where -1 goes by the platform.
 
-    A TPU's compiler takes a scan as it is; a GPU's step takes a quarter longer for one.
+    A TPU's compiler takes a scan as it is; a GPU's step takes a quarter longer for one. A CPU's
+    compiler, where layers are written out, computes the residual stream's gradient anew for each
+    product that needs it, from all layers behind.
     """
     if unroll != -1:
         return unroll
-    written_out = platform() == "gpu" or (platform() == "cpu" and depth <= _SHALLOW)
-    return depth if written_out else 1
+    return depth if platform() == "gpu" else 1
 
 
 def stacked(make: Callable[[nnx.Rngs], Block], depth: int, rngs: nnx.Rngs) -> Block:

@@ -89,7 +89,7 @@ def test_scan_and_recomputation_change_no_gradient(changes):
 
 @pytest.mark.parametrize(
     ("platform", "depth", "turns"),
-    [("tpu", 4, 1), ("gpu", 28, 28), ("cpu", 4, 4), ("cpu", 5, 1)],
+    [("tpu", 4, 1), ("gpu", 28, 28), ("cpu", 4, 1)],
 )
 def test_layers_are_written_out_where_a_scan_costs_time(platform, depth, turns):
     with placed(SimpleNamespace(platform=platform)):

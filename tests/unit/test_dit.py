@@ -12,6 +12,7 @@ from configs import common
 from shortcut_tpu.models import DiT, DiTConfig
 from shortcut_tpu.models.dit import layer_norm
 from shortcut_tpu.models.embeddings import level_of, sincos_2d, sinusoidal
+from shortcut_tpu.models.patches import from_patches, to_patches
 from shortcut_tpu.models.placement import placed
 from shortcut_tpu.models.stacks import layers_a_turn
 
@@ -170,3 +171,14 @@ def test_level_is_log2_of_the_inverse_step_size():
 def test_impossible_configs_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(CONFIG, **changes)
+
+
+def test_patches_of_an_odd_grid() -> None:
+    """Token 7 i + j is the square at row i and column j, and each comes back to its place."""
+    x = np.arange(2 * 28 * 28 * 3, dtype=np.float32).reshape(2, 28, 28, 3)
+    tokens = np.asarray(to_patches(x, 4))
+    for i in range(7):
+        for j in range(7):
+            square = x[:, 4 * i : 4 * i + 4, 4 * j : 4 * j + 4]
+            np.testing.assert_array_equal(tokens[:, 7 * i + j], square.reshape(2, -1))
+    np.testing.assert_array_equal(from_patches(tokens, 4), x)

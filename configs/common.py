@@ -131,6 +131,13 @@ def _keys() -> ConfigDict:
     config.data.task = Key("", OneOf("", "pusht_toy"))
     # The autoencoder that made the latents and decodes samples, NAME or NAME:WEIGHTS.
     config.data.autoencoder = Key("identity", Text())
+    # Whether the model sees each channel of the latents with mean 0 and standard deviation 1 over
+    # the records. False: latents times their autoencoder's scale.
+    config.data.standardize = Key(False, Flag())
+    # Those means and standard deviations of stored latents, one a channel. Empty: the manifest's,
+    # which a run writes into its config when it starts.
+    config.data.latent_mean = Key((), Several(Real()))
+    config.data.latent_std = Key((), Several(Real(0, above=True)))
     # Threads that read batches ahead, and how many batches they keep ready.
     config.data.num_threads = Key(2, Whole(1))
     config.data.prefetch = Key(8, Whole(1))
@@ -158,6 +165,9 @@ def _keys() -> ConfigDict:
     config.model.faithful = Key(False, Flag())
     # Compute dtype, bfloat16 or float32; parameters are float32 always.
     config.model.dtype = Key("bfloat16", OneOf("bfloat16", "float32"))
+    # Compute dtype of the pass that takes derivatives in x and the times, which the targets of
+    # MeanFlow, iMF, alpha-Flow and HOMO hold: bfloat16 has them 0.9 % off.
+    config.model.tangent_dtype = Key("float32", OneOf("float32", "bfloat16"))
     # What the backward pass recomputes: none, dots (what lies between matrix products, and the
     # weights of attention) or full. On an accelerator dots is faster than none, too: what it keeps
     # is a third, and memory is slower than products.

@@ -118,6 +118,7 @@ RECIPES: dict[str, Recipe] = {
         "batch_size": 1024,
         "train.num_steps": 640 * (1_281_167 // 1024),
         "optimizer.warmup_steps": 10 * (1_281_167 // 1024),
+        "data.standardize": True,
         "objective.improved_meanflow.interval_share": 0.5,
         "objective.improved_meanflow.time_mean": -0.4,
         "objective.improved_meanflow.time_std": 1.0,

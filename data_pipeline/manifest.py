@@ -7,7 +7,7 @@ Usage:
     manifest.save("DIR")                       # whole or not at all
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 import dataclasses
 import json
 import math
@@ -39,12 +39,22 @@ class Field:
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """One ArrayRecord file: its name within the folder, and what tells a whole one from another."""
+    """One ArrayRecord file: its name within the folder, and what tells a whole one from another.
+
+    `moments` holds, by channel, the sums over its records of the latents and of their squares, each
+    drawn from its posterior; () in folders of before there were any.
+    """
 
     file: str
     num_records: int
     num_bytes: int
     sha256: str
+    moments: tuple[tuple[float, ...], ...] = ()
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> "Shard":
+        """From JSON, which has lists for tuples."""
+        return cls(**{**values, "moments": tuple(map(tuple, values.get("moments", ())))})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +124,24 @@ class Manifest:
         return sum(math.prod(f.shape) for f in self.fields if f.name == "observation")
 
     @property
+    def channel_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        """Mean and standard deviation of stored latents by channel; None where nobody summed.
+
+        Of latents drawn from their posteriors, E[std^2] + Var[mean], mirrored ones among them. The
+        sums of shards are added up exactly, so whoever wrote which does not show.
+        """
+        if not all(shard.moments for shard in self.shards):
+            return None
+        flips = any(field.name == "mean_flipped" for field in self.fields)
+        count = self.num_records * (1 + flips) * math.prod(self.latent_shape[:-1])
+        first, second = (
+            [math.fsum(column) / count for column in zip(*sums, strict=True)]
+            for sums in zip(*(shard.moments for shard in self.shards), strict=True)
+        )
+        variances = [max(b - a * a, 0.0) for a, b in zip(first, second, strict=True)]
+        return tuple(first), tuple(map(math.sqrt, variances))
+
+    @property
     def holds_pairs(self) -> bool:
         """Whether the records are a model's samples, each with the noise it was made from."""
         return any(field.name == "noise" for field in self.fields)
@@ -154,7 +182,7 @@ class Manifest:
         try:
             manifest = cls(
                 fields=tuple(Field(**(f | {"shape": tuple(f["shape"])})) for f in raw["fields"]),
-                shards=tuple(Shard(**shard) for shard in raw["shards"]),
+                shards=tuple(Shard.of(shard) for shard in raw["shards"]),
                 autoencoder={key: raw["autoencoder"][key] for key in _AUTOENCODER_KEYS},
                 preprocessing=dict(raw["preprocessing"]),
                 class_names=tuple(raw["class_names"]),
@@ -183,6 +211,11 @@ class Manifest:
                 raise ValueError(f"a shard's counts are {counts}")
             if not _is_name(shard.file):
                 raise ValueError(f"a shard's file is {shard.file!r}, it needs a name in the folder")
+            if shard.moments and (
+                [len(sums) for sums in shard.moments] != [self.latent_shape[-1]] * 2
+                or not all(type(value) in (int, float) for sums in shard.moments for value in sums)
+            ):
+                raise ValueError("a shard's moments are not two numbers a channel")
         if not all(isinstance(name, str) for name in self.class_names):
             raise ValueError("a class name is not a text")
         sizes = [size for field in self.fields for size in field.shape]

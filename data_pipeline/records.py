@@ -41,6 +41,8 @@ __all__ = [
 # One record a chunk, so that a random read decodes nothing else. Latents barely compress, and
 # uncompressed bytes depend on no compressor's version.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
+# Records that are summed at once.
+_SUMMED = 256
 
 
 class DamagedRecordError(UserError):
@@ -78,7 +80,8 @@ def write_shard(path: epath.PathLike, records: np.ndarray, temporary: Path | Non
         for start in range(0, len(raw), size):
             writer.write(bytes(raw[start : start + size]))
         writer.close()
-        shard = Shard(place.name, len(records), temporary.stat().st_size, file_sha256(temporary))
+        content = (temporary.stat().st_size, file_sha256(temporary))
+        shard = Shard(place.name, len(records), *content, channel_moments(records))
         put(temporary, place)
     except failures(RuntimeError) as error:
         raise UserError(f"{path}: cannot be written: {error}") from None
@@ -86,6 +89,35 @@ def write_shard(path: epath.PathLike, records: np.ndarray, temporary: Path | Non
         with contextlib.suppress(OSError):
             temporary.unlink()
     return shard
+
+
+def channel_moments(records: np.ndarray) -> tuple[tuple[float, ...], ...]:
+    """Sums by channel over records of their latents and of the squares of these, in float64.
+
+    A latent is drawn from a posterior, so its square is mean^2 + std^2; mirrored ones count, too.
+
+    Args:
+        records: [n] of a manifest's `record_dtype`.
+
+    Returns:
+        Two tuples of C numbers; nothing where one is not finite.
+    """
+    channels = records.dtype["mean"].shape[-1]
+    first, second = np.zeros(channels), np.zeros(channels)
+    for name in ("mean", "std", "mean_flipped", "std_flipped"):
+        if name not in (records.dtype.names or ()):
+            continue
+        # A few at a time: in float64 a shard is four times as large.
+        for start in range(0, len(records), _SUMMED):
+            with np.errstate(invalid="ignore"):
+                part = records[name][start : start + _SUMMED].astype(np.float64)
+                part = part.reshape(-1, channels)
+                if name.startswith("mean"):
+                    first += part.sum(0)
+                second += np.square(part).sum(0)
+    if not np.isfinite([first, second]).all():
+        return ()
+    return tuple(first.tolist()), tuple(second.tolist())
 
 
 def check_size(path: Path, shard: Shard) -> None:

@@ -372,7 +372,7 @@ class ResumableFolder:
             try:
                 note = json.loads(self._note_path(number).read_text("utf-8"))
                 rejected = tuple(Rejected(**image) for image in note["rejected"])
-                self._done[number] = _Done(Shard(**note["shard"]), rejected)
+                self._done[number] = _Done(Shard.of(note["shard"]), rejected)
             except FileNotFoundError:
                 return None
             except failures(TypeError, ValueError, KeyError) as error:

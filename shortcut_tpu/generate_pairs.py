@@ -241,7 +241,7 @@ def _program(generator: Generator, num_steps: int) -> Any:
         # The teacher starts from what is stored, so that the pair is one.
         noise = generator.noise(index).astype(jnp.float16)
         x1 = generator.from_noise(params, noise.astype(jnp.float32), index, label, num_steps)
-        return noise, (x1 / experiment.latent_scale).astype(jnp.float16)
+        return noise, experiment.scaling.stored(x1).astype(jnp.float16)
 
     return jax.jit(pairs, out_shardings=partitioning.rows(experiment.mesh))
 

@@ -47,6 +47,7 @@ from shortcut_tpu.runs.loading import initial_state
 from shortcut_tpu.runs.preemption import Preemption
 from shortcut_tpu.training.experiment import Experiment
 from shortcut_tpu.training.input import global_batches, open_records
+from shortcut_tpu.training.latents import with_statistics
 from shortcut_tpu.training.train_state import TrainState
 
 
@@ -98,6 +99,7 @@ def _train(
     autoencoder = load_autoencoder(config.data.autoencoder)
     require_host_memory(config, autoencoder)
     records, manifest = open_records(config, autoencoder)
+    config = with_statistics(config)
     if config.evaluation.every_steps:
         require_readable(config, autoencoder)
 

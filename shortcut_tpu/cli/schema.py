@@ -59,6 +59,12 @@ def _contradictions(config: ConfigDict) -> Iterator[str]:
         yield "data.observation_size=0: it may be at least 1 where data.horizon is above 0"
     if not data.horizon and not data.num_classes:
         yield "data.num_classes=0: it may be at least 1, which is a model without labels"
+    lengths = [len(data.latent_mean), len(data.latent_std)]
+    if lengths not in ([0, 0], [data.channels] * 2):
+        yield (
+            f"data.latent_mean and data.latent_std have {lengths[0]} and {lengths[1]} numbers: "
+            f"each may have none, or data.channels={data.channels}"
+        )
     if objective.name == "diffusion":
         most = objective.diffusion.diffusion_steps
         if max(config.evaluation.steps) > most:

@@ -37,6 +37,7 @@ from shortcut_tpu.pod.topologies import Topology
 from shortcut_tpu.training.experiment import Experiment, latent_shape
 from shortcut_tpu.training.flops import count_flops, kernel_flops, layer_passes
 from shortcut_tpu.training.input import needs_pairs
+from shortcut_tpu.training.latents import with_statistics
 
 PROGRAMS = ("train", "sample", "forward")
 # What makes figures of a compiled program, beside this package.
@@ -98,6 +99,8 @@ class Candidate:
         Raises:
           UserError: the config is not valid on so many devices.
         """
+        if (Path(config.data.path) / MANIFEST).is_file():
+            config = with_statistics(config)
         experiment = Experiment.from_config(config, devices, latent_scale(config))
         if program == "train":
             batch = experiment.abstract_batch(batch_fields(config))

@@ -49,7 +49,7 @@ def export_sampler(run: Run, num_steps: int) -> bytes:
     ) -> jax.Array:
         generator = Generator(run.experiment, run.autoencoder, guidance=guidance, seed=seed)
         x1 = generator.latents(nested(weights, _SEPARATOR), indices, labels, num_steps)
-        return jnp.asarray(run.autoencoder.decode(x1 / run.experiment.latent_scale))
+        return jnp.asarray(run.autoencoder.decode(run.experiment.scaling.stored(x1)))
 
     (batch,) = jax.export.symbolic_shape("batch")
     shape = functools.partial(jax.ShapeDtypeStruct)

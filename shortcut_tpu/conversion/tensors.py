@@ -60,7 +60,9 @@ def card(run: Run, ema: str) -> dict[str, Any]:
         "objective": config.objective.name,
         "inputs": "x [B, H, W, C], t [B] from 0, noise, to 1, data, d [B], labels [B]",
         "latent_shape": list(run.experiment.latent_shape),
-        "latent_scale": run.experiment.latent_scale,
+        # Of the model's latents, (stored - shift) * scale: a number for all channels, or one each.
+        "latent_shift": list(run.experiment.scaling.shift),
+        "latent_scale": list(run.experiment.scaling.scale),
         "autoencoder": {"name": run.autoencoder.name, "digest": run.autoencoder.digest},
         "config": config.to_dict(),
     }

@@ -134,7 +134,7 @@ class Generator:
         """Jitted (decoder's weights, x_1 [B, H, W, C]) -> images; the same at any step count."""
 
         def decode(weights: Any, x1: jax.Array) -> jax.Array:
-            latents = x1 / self.experiment.latent_scale
+            latents = self.experiment.scaling.stored(x1)
             return jnp.asarray(self._autoencoder.decode_with(weights, latents))
 
         return jax.jit(decode, out_shardings=self._rows)

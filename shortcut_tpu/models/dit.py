@@ -56,6 +56,7 @@ class TransformerConfig(abc.ABC):
     finest_level: int = 7
     faithful: bool = False
     dtype: str = "bfloat16"
+    tangent_dtype: str = "float32"
     remat: str = "none"
     attention: str = "auto"
     unroll: int = -1

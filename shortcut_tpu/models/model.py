@@ -7,6 +7,8 @@ Usage:
 """
 
 import abc
+import dataclasses
+import functools
 from typing import Any, ClassVar
 
 from flax import nnx
@@ -22,7 +24,8 @@ class Model(abc.ABC):
     """Base of the networks that objectives train.
 
     Class attributes:
-      Config: dataclass of the shapes; it has the compute dtype, `dtype`.
+      Config: dataclass of the shapes; it has the compute dtype, `dtype`, and that of derivatives,
+        `tangent_dtype`.
       Network: the modules, made from (config, rngs=...).
       data_keys: what `Config` takes of `config.data`.
     """
@@ -35,6 +38,14 @@ class Model(abc.ABC):
         self.config = config
         network = nnx.eval_shape(lambda: self.Network(config, rngs=nnx.Rngs(0)))
         self._graph, self._abstract = nnx.split(network)
+
+    @functools.cached_property
+    def tangents(self) -> "Model":
+        """The network in the dtype that its derivatives are computed in, on the same parameters."""
+        dtype = self.config.tangent_dtype
+        if dtype == self.config.dtype:
+            return self
+        return type(self)(dataclasses.replace(self.config, dtype=dtype))
 
     @property
     def null_label(self) -> float:

@@ -44,6 +44,7 @@ class AlphaFlow(mean_velocity.MeanVelocity):
     """
 
     name: ClassVar[str] = "alpha_flow"
+    differentiates: ClassVar[bool] = True
     guides_null: ClassVar[bool] = True
     scheduled: ClassVar[bool] = True
 

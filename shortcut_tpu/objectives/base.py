@@ -59,6 +59,8 @@ class Inputs:
       x1: [B, ...] float32 latents [H, W, C] or actions [horizon, A], the whole global batch.
       x0: [B, ...] float32, the noises that a teacher made x1 from; only where the records are
         pairs.
+      differentiable: the network in the dtype of its derivatives, `model.tangent_dtype`, for
+        objectives that take some in x and the times; the same as `apply` where None.
       model: what `apply` belongs to, for objectives whose network has more parts than that.
       labels: [B] int32; or [B, O] float32, observations.
       null_label: the label that stands for none; of an observation, each of its numbers.
@@ -80,6 +82,7 @@ class Inputs:
     num_steps: int
     row_shards: int = 1
     x0: jax.Array | None = None
+    differentiable: Velocity | None = None
     model: Any = None
 
 
@@ -98,6 +101,7 @@ class Objective(abc.ABC):
         from.
       needs_pairs: whether it trains on `data.pairs`, a teacher's noises and samples.
       one_step: whether it makes its samples in one step and in no more.
+      differentiates: whether `loss` takes derivatives of the network in x and the times.
       smooth_times: whether the network must be smooth in t and d, for objectives that
         differentiate in them or take d from a continuum.
       scheduled: whether what is trained at a step depends on how many there will be.
@@ -114,6 +118,7 @@ class Objective(abc.ABC):
     needs_teacher: ClassVar[bool] = False
     needs_pairs: ClassVar[bool] = False
     one_step: ClassVar[bool] = False
+    differentiates: ClassVar[bool] = False
     smooth_times: ClassVar[bool] = False
     scheduled: ClassVar[bool] = False
 

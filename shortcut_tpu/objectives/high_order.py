@@ -53,6 +53,7 @@ class HighOrder(base.Objective):
     """
 
     name: ClassVar[str] = "high_order"
+    differentiates: ClassVar[bool] = True
     heads: ClassVar[int] = 2
     smooth_times: ClassVar[bool] = True
 
@@ -105,9 +106,10 @@ class HighOrder(base.Objective):
     ) -> jax.Array:
         """(u1 . grad) u1 + du1/dt [n, H, W, C] of the trained weights, told d = 1/M."""
         params, d = base.frozen(inputs, ""), jnp.full_like(t, 1 / self.finest_steps)
+        network = inputs.differentiable or inputs.apply
 
         def u1(x: jax.Array, t: jax.Array) -> jax.Array:
-            return jnp.split(inputs.apply(params, x, t, d, labels), 2, axis=-1)[0]
+            return jnp.split(network(params, x, t, d, labels), 2, axis=-1)[0]
 
         _, acceleration = jax.jvp(u1, (xt, t), (u1(xt, t), jnp.ones_like(t)))
         return jax.lax.stop_gradient(acceleration)

@@ -36,7 +36,7 @@ class ImprovedMeanFlow(base.Objective):
     block.
 
     The official recipe: Adam at 1e-4 with b2 .95, no weight decay, batch 1024, latents standardised
-    by channel; `configs/imagenet256_imf_b.py`.
+    by channel (`data.standardize`); `configs/imagenet256_imf_b.py`.
 
     Attributes:
       interval_share: 1/n or 1 - 1/n, the rows with d > 0 (paper 1/2).
@@ -56,6 +56,7 @@ class ImprovedMeanFlow(base.Objective):
     name: ClassVar[str] = "improved_meanflow"
     # In the order of the official network's tokens.
     conditions: ClassVar[tuple[str, ...]] = ("guidance", "guidance_end", "guidance_start")
+    differentiates: ClassVar[bool] = True
     heads: ClassVar[int] = 2
     smooth_times: ClassVar[bool] = True
 

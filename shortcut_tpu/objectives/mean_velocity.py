@@ -194,10 +194,10 @@ def total_derivative(
     **conditions: jax.Array,
 ) -> jax.Array:
     """Du [n, H, W, C] of the trained weights' u by one forward-mode pass; no gradient flows in."""
-    params = base.frozen(inputs, "")
+    params, network = base.frozen(inputs, ""), inputs.differentiable or inputs.apply
     tangents = (v, jnp.ones_like(t), -jnp.ones_like(d))
     _, derivative = jax.jvp(
-        lambda x, t, d: inputs.apply(params, x, t, d, labels, **conditions), (xt, t, d), tangents
+        lambda x, t, d: network(params, x, t, d, labels, **conditions), (xt, t, d), tangents
     )
     return jax.lax.stop_gradient(derivative)
 

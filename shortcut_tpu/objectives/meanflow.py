@@ -30,6 +30,7 @@ class MeanFlow(mean_velocity.MeanVelocity):
     """
 
     name: ClassVar[str] = "meanflow"
+    differentiates: ClassVar[bool] = True
 
     weight_epsilon: float = 0.01
     weight_power: float = 1.0

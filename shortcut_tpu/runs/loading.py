@@ -22,6 +22,7 @@ from shortcut_tpu.cli.console import say
 from shortcut_tpu.objectives import Objective
 from shortcut_tpu.runs.checkpointing import Checkpoints
 from shortcut_tpu.training.experiment import Experiment
+from shortcut_tpu.training.latents import has_statistics
 from shortcut_tpu.training.train_state import TrainState
 
 
@@ -59,6 +60,8 @@ def load_run(workdir: epath.PathLike, step: int | None = None, ema: str = "evalu
     config = config_lib.restore(workdir)
     if ema not in config.emas:
         raise UserError(f"--ema={ema} is none of this run's {', '.join(sorted(config.emas))}")
+    if not has_statistics(config.data):
+        raise UserError(f"{workdir}: its config has no data.latent_mean and data.latent_std")
     autoencoder = load_autoencoder(config.data.autoencoder)
     experiment = Experiment.from_config(config, jax.devices(), autoencoder.scale)
     with Checkpoints(workdir / "checkpoints") as checkpoints:

@@ -26,6 +26,7 @@ from shortcut_tpu.objectives.base import TEACHER
 from shortcut_tpu.pod import partitioning
 from shortcut_tpu.training.accumulation import require_parts
 from shortcut_tpu.training.flops import count_flops
+from shortcut_tpu.training.latents import Scaling
 from shortcut_tpu.training.optimizers import make_schedule
 from shortcut_tpu.training.parts import make_parts
 from shortcut_tpu.training.train_state import TrainState, ema_distances
@@ -47,7 +48,7 @@ class Experiment:
     """The parts of a run.
 
     Attributes:
-      latent_scale: the factor between stored latents and those that the model sees.
+      latent_scale: the autoencoder's factor between stored latents and those that the model sees.
     """
 
     config: ConfigDict
@@ -87,6 +88,11 @@ class Experiment:
             mesh=mesh,
             latent_scale=latent_scale,
         )
+
+    @property
+    def scaling(self) -> Scaling:
+        """Between stored latents and those that the model sees."""
+        return Scaling.of(self.config.data, self.latent_scale)
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
@@ -151,7 +157,7 @@ class Experiment:
             self.objective,
             self.optimizer,
             self.ema_decays,
-            latent_scale=self.latent_scale,
+            scaling=self.scaling,
             seed=self.config.seed,
             num_steps=self.config.train.num_steps,
             row_shards=partitioning.row_shards(self.mesh),

@@ -10,7 +10,7 @@ import optax
 from shortcut_tpu.models import Model
 from shortcut_tpu.objectives import Inputs, Metrics, Objective
 from shortcut_tpu.training.accumulation import in_parts
-from shortcut_tpu.training.latents import sample_latents
+from shortcut_tpu.training.latents import Scaling, sample_latents
 from shortcut_tpu.training.train_state import TrainState, update_emas
 
 Batch = dict[str, jax.Array]
@@ -28,7 +28,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     ema_decays: Mapping[str, float],
     *,
-    latent_scale: float,
+    scaling: Scaling,
     seed: int,
     num_steps: int,
     row_shards: int,
@@ -45,10 +45,14 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         latent_key, objective_key = jax.random.split(step_key(seed, state.step))
-        x1 = sample_latents(batch, latent_key, latent_scale)
+        x1 = sample_latents(batch, latent_key, scaling)
         x0 = batch["noise"].astype(jnp.float32) if "noise" in batch else None
         labels = batch["observation" if "observation" in batch else "label"]
-        apply = in_parts(model.apply, batch_size=len(x1), accumulate=accumulate, shards=row_shards)
+        parts = {"batch_size": len(x1), "accumulate": accumulate, "shards": row_shards}
+        apply = in_parts(model.apply, **parts)
+        differentiable = None
+        if objective.differentiates:
+            differentiable = in_parts(model.tangents.apply, **parts)
 
         def loss_fn(params):
             return objective.loss(
@@ -64,6 +68,7 @@ def make_train_step(
                     num_steps=num_steps,
                     row_shards=row_shards,
                     x0=x0,
+                    differentiable=differentiable,
                     model=model,
                 )
             )

@@ -18,6 +18,7 @@ from shortcut_tpu.objectives import (
     progressive_distillation,
     reflow,
 )
+from shortcut_tpu.training.latents import Scaling
 from shortcut_tpu.training.train_state import TrainState
 from shortcut_tpu.training.train_step import make_train_step
 from tests.unit.points import PROBLEM, ROWS, Points, assert_equal
@@ -201,7 +202,7 @@ def test_the_teacher_changes_though_the_update_is_left_out() -> None:
         Broken(),
         optax.sgd(0.1),
         {"target": 0.5, "teacher": 1.0},
-        latent_scale=1.0,
+        scaling=Scaling(),
         seed=0,
         num_steps=num_steps,
         row_shards=1,

@@ -61,6 +61,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "optimizer.b2": 0.95,
         "optimizer.weight_decay": 0.0,
         "batch_size": 1024,
+        "data.standardize": True,
         "objective.improved_meanflow.interval_share": 0.5,
         "objective.improved_meanflow.max_guidance": 8.0,
         "objective.improved_meanflow.sample_guidance": 8.0,

@@ -159,6 +159,7 @@ def test_anything_anywhere_is_admitted_or_refused_by_name(key, value):
         ({"model.patch_size": 3}, "model.patch_size=3 does not divide the latents' side, 8"),
         ({"data.num_classes": 0}, "data.num_classes=0: it may be at least 1"),
         ({"data.horizon": 8}, "model.network='dit': it may be policy where data.horizon"),
+        ({"data.latent_std": (1.0,)}, "data.latent_mean and data.latent_std have 0 and 1 numbers"),
         ({"model.network": "policy"}, "model.network='policy': it may be"),
         ({"emas": {"target": 0.9}}, "an average of the weights named emas.evaluation"),
         ({"emas": {"evaluation": 0.9}}, "an average of the weights named emas.target"),

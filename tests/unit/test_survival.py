@@ -29,6 +29,7 @@ from shortcut_tpu.runs import skipping
 from shortcut_tpu.runs.checkpointing import Checkpoints
 from shortcut_tpu.runs.workdir import check_config, claimed
 from shortcut_tpu.train import train
+from shortcut_tpu.training.latents import Scaling
 from shortcut_tpu.training.train_state import TrainState
 from shortcut_tpu.training.train_step import make_train_step
 from tests.multihost import pods
@@ -121,7 +122,7 @@ def make_step(max_skipped: int):
         Mean(),
         optimizer,
         decays,
-        latent_scale=1.0,
+        scaling=Scaling(),
         seed=0,
         row_shards=1,
         num_steps=100,

@@ -34,6 +34,7 @@ from shortcut_tpu import generate_pairs
 from shortcut_tpu.cli import command
 from shortcut_tpu.cli.console import say
 from shortcut_tpu.comparison import paper_claims, pictures
+from shortcut_tpu.comparison.floor import real_floor
 from shortcut_tpu.comparison.methods import method_config, training_flops, with_recipe
 from shortcut_tpu.comparison.table import Row, table
 from shortcut_tpu.evaluation.evaluator import make_evaluator
@@ -47,6 +48,7 @@ from shortcut_tpu.runs.skipping import Diverged
 from shortcut_tpu.sampling.guidance import Guidance
 from shortcut_tpu.train import train
 from shortcut_tpu.training.experiment import Experiment
+from shortcut_tpu.training.latents import with_statistics
 
 _SCORES = "distances.json"
 _REFERENCE = "flow_matching"
@@ -190,6 +192,7 @@ def _distances(
     config: ConfigDict, params: Any, steps: Sequence[int], workdir: epath.Path
 ) -> dict[int, float]:
     autoencoder = load_autoencoder(config.data.autoencoder)
+    config = with_statistics(config)
     experiment = Experiment.from_config(config, jax.devices(), autoencoder.scale)
     evaluator = make_evaluator(
         make_generator(experiment, autoencoder),
@@ -263,6 +266,12 @@ def main() -> None:
         say(*table(config.evaluation.protocol, steps, rows))
 
     means = {row.name: {n: mean for n, (mean, _) in row.distances.items()} for row in rows}
+    floor = real_floor(config)
+    if floor is not None:
+        say(
+            f"floor: {config.evaluation.num_samples} fresh real images would score about "
+            f"{floor:.3g}; what scores below has learned the records themselves"
+        )
     say(*paper_claims.check(means, {row.name: row.phases for row in rows}))
     if jax.process_index() == 0:
         figure = workdir / "distances.png"
@@ -281,6 +290,7 @@ def main() -> None:
                 "metric": config.evaluation.protocol,
                 "training_steps": config.comparison.num_steps or config.train.num_steps,
                 "num_samples": config.evaluation.num_samples,
+                "floor": floor,
                 "methods": {row.name: row.to_json() for row in rows},
             }
         )

@@ -131,6 +131,7 @@ def record_sums(
     *,
     batch_size: int,
     limit: int | None = None,
+    part: tuple[int, int] = (0, 1),
     vectors: bool = True,
     progress: Callable[[int], None] = lambda more: None,
     resumed: Sums | None = None,
@@ -145,6 +146,7 @@ def record_sums(
       mesh: on which.
       batch_size: records at a time.
       limit: of more records than these, so many, evenly spaced.
+      part: of these every n-th from the k-th on, as (k, n).
       vectors: whether to keep vectors for precision and recall.
       progress: called with how many more records are done.
       resumed: what an earlier process had, which it told `keep` after every batch; on the first
@@ -153,7 +155,9 @@ def record_sums(
     """
     reader = LatentReader(directory)
     count = len(reader) if limit is None else min(limit, len(reader))
-    wanted = np.arange(count) * len(reader) // count
+    first, stride = part
+    wanted = (np.arange(count) * len(reader) // count)[first::stride]
+    count = len(wanted)
     shape = tuple(reader.manifest.autoencoder["image_shape"])
     program = ImageProgram(features, mesh, autoencoder)
     sums = resumed or Sums.empty(features, shape, count, every=every(count) if vectors else 0)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 
 from data_pipeline.autoencoders import load_autoencoder
 from data_pipeline.encode_latents import encode
@@ -20,8 +21,10 @@ from data_pipeline.sources import open_source
 from shortcut_tpu import compare
 from shortcut_tpu.cli import config as config_lib
 from shortcut_tpu.comparison import paper_claims, pictures
+from shortcut_tpu.comparison.floor import real_floor
 from shortcut_tpu.comparison.methods import method_config, training_flops
 from shortcut_tpu.comparison.table import Row, table
+from shortcut_tpu.evaluation.distances import GaussianStatistics, frechet_distance
 from shortcut_tpu.runs.loading import initial_state, load_run
 from shortcut_tpu.sampling.guidance import Guidance
 from shortcut_tpu.training.experiment import Experiment
@@ -197,6 +200,29 @@ def test_table_and_json() -> None:
     assert guided.to_json()["guidance"] == {"1": 1.0, "4": 1.5}
     assert "guided 1,4:1.5" in table("fd_pixel", [1, 4], [guided])[1]
     assert "guided" not in first
+
+
+def test_floor(config: ConfigDict) -> None:
+    """FD(A, B) of the records' halves times (1/n + 1/N) / (1/|A| + 1/|B|), of the digits' pixels.
+
+    As far apart are 2000 and 1797 Gaussian vectors of the digits' mean and covariance.
+    """
+    digits = load_digits().data / 8 - 1
+    halves = [GaussianStatistics.empty(64).add(half) for half in (digits[::2], digits[1::2])]
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.evaluation.num_samples = 2000
+    found = real_floor(config)
+    law = (1 / 2000 + 1 / 1797) / (1 / 899 + 1 / 898)
+    assert found == pytest.approx(frechet_distance(*halves) * law, rel=1e-4)
+    rng = np.random.default_rng(0)
+    drawn = [
+        GaussianStatistics.empty(64).add(
+            rng.multivariate_normal(digits.mean(0), np.cov(digits.T), n)
+        )
+        for n in (2000, 1797)
+    ]
+    assert found == pytest.approx(frechet_distance(*drawn), rel=0.1)
 
 
 def test_claims() -> None:

@@ -188,8 +188,9 @@ class Generator:
         """
         images = []
         for start in range(0, len(latents), rows):
-            batch = latents[start : start + rows] * self.experiment.latent_scale
-            whole = np.resize(batch, (rows, *batch.shape[1:])).astype(np.float32)
+            stored = jnp.asarray(latents[start : start + rows], jnp.float32)
+            batch = np.asarray(self.experiment.scaling.seen(stored))
+            whole = np.resize(batch, (rows, *batch.shape[1:]))
             decode = functools.partial(self.decoding, self._decoder)
             pending = submit(self.experiment.mesh, decode, whole)
             images.append(dataclasses.replace(pending, count=len(batch)).result())

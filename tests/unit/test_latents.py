@@ -147,3 +147,4 @@ def test_samples_are_decoded_at_the_records_scale(tiny_config, devices):
     generator = make_generator(Experiment.from_config(config, devices[:1]), IDENTITY)
     seen = (pixels[:8] - pixels.mean()) / pixels.std()
     np.testing.assert_allclose(generator.decoding({}, jnp.asarray(seen)), pixels[:8], atol=1e-6)
+    np.testing.assert_allclose(generator.decoded(pixels[:6], rows=8), pixels[:6], atol=1e-6)

@@ -35,6 +35,9 @@ _REVERSED = ("guidance_start", "guidance_end")
 # not stored, so no tensor's shape tells.
 _PUBLISHED = ((768, 12), (768, 24), (1024, 32), (1024, 48))
 _SIDE = 32
+# Mean and standard deviation of their latents, ImageNet's under sd-vae-ft-mse, by channel.
+_MEAN = (0.86488, -0.27787343, 0.21616915, 0.3738409)
+_STD = (4.85503674, 5.31922414, 3.93725398, 3.9870003)
 
 
 def configure_imf(config: ConfigDict) -> None:
@@ -43,6 +46,9 @@ def configure_imf(config: ConfigDict) -> None:
     config.model.network = "in_context"
     config.objective.name = "improved_meanflow"
     config.evaluation.guidance = "1"
+    config.data.standardize = True
+    if not config.data.latent_std and config.data.channels == len(_STD):
+        config.data.update({"latent_mean": _MEAN, "latent_std": _STD})
 
 
 def has_v_blocks(weights: Tensors) -> bool:

@@ -15,6 +15,7 @@ from data_pipeline.autoencoders import load_autoencoder
 from data_pipeline.errors import UserError
 from data_pipeline.records import Field, LatentReader, Manifest, write_shard
 from shortcut_tpu.cli import config as config_lib
+from shortcut_tpu.conversion import imf
 from shortcut_tpu.evaluation.generator import make_generator
 from shortcut_tpu.training.experiment import Experiment
 from shortcut_tpu.training.latents import Scaling, sample_latents, with_statistics
@@ -148,3 +149,15 @@ def test_samples_are_decoded_at_the_records_scale(tiny_config, devices):
     seen = (pixels[:8] - pixels.mean()) / pixels.std()
     np.testing.assert_allclose(generator.decoding({}, jnp.asarray(seen)), pixels[:8], atol=1e-6)
     np.testing.assert_allclose(generator.decoded(pixels[:6], rows=8), pixels[:6], atol=1e-6)
+
+
+def test_imf_s_weights_bring_the_statistics_of_their_latents():
+    """(latents - mean) / std by channel, as its official code has them for sd-vae-ft-mse."""
+    config = config_lib.load("imagenet256_imf_b").copy_and_resolve_references()
+    with config.unlocked():
+        imf.configure_imf(config)
+    scaling = Scaling.of(with_statistics(config).data, 0.18215)
+    assert scaling.shift == (0.86488, -0.27787343, 0.21616915, 0.3738409)
+    assert 1 / np.array(scaling.scale) == pytest.approx(
+        [4.85503674, 5.31922414, 3.93725398, 3.9870003]
+    )

@@ -195,7 +195,7 @@ def _keys() -> ConfigDict:
     config.model.equilibrium.equilibrium_mlp_ratio = Key(8.0, Real(0, above=True))
     config.model.equilibrium.iterations = Key(6, Whole(1))
     config.model.koopman = ConfigDict()
-    # Numbers that a patch is encoded into; the operator is a full matrix over those of all patches.
+    # Numbers that a patch is encoded into; the operator is a matrix over those of all patches.
     # `depth` counts for each of the two encoders and the decoder.
     config.model.koopman.code_channels = Key(8, Whole(1))
 

@@ -120,6 +120,8 @@ def keys() -> ConfigDict:
             "koopman": {
                 # Standard deviation of what is added to the codes while training.
                 "latent_noise": Key(0.4, Real(0)),
+                # Share of the hidden activations of each MLP that a training step leaves out.
+                "dropout": Key(0.1, Real(0, 1, below=True)),
                 # Of the distance of codes, the reconstruction of data, and that from noise.
                 "latent_weight": Key(1.0, Real(0)),
                 "reconstruction_weight": Key(1.0, Real(0)),

@@ -100,7 +100,12 @@ RECIPES: dict[str, Recipe] = {
     # arXiv 2401.08639 and its official code.
     "get": _PAIRS | {"optimizer.learning_rate": 1e-4, "objective.equilibrium.iterate_decay": 0.8},
     # arXiv 2505.13358 and its official code.
-    "koopman": _PAIRS | {"optimizer.learning_rate": 3e-4, "objective.koopman.latent_noise": 0.4},
+    "koopman": _PAIRS
+    | {
+        "optimizer.learning_rate": 3e-4,
+        "objective.koopman.latent_noise": 0.4,
+        "objective.koopman.dropout": 0.1,
+    },
     "meanflow": _MEANFLOW
     | {
         "objective.meanflow.interval_share": 0.25,

@@ -5,6 +5,8 @@ Usage:
   h = run_blocks("blocks", stack, h, extra, config)     # h [B, N, D]
 """
 
+import dataclasses
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,26 @@ import jax.numpy as jnp
 from shortcut_tpu.models.attention import attention
 from shortcut_tpu.models.dit import DiTConfig, layer_norm
 from shortcut_tpu.models.stacks import run_stack, stacked
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Dropout:
+    """Leaves out a share `rate` of activations while training; what is kept makes up for them.
+
+    `key` is a scalar, or has a layer axis where the blocks of a stack have each its own.
+    """
+
+    key: jax.Array
+    rate: float = dataclasses.field(metadata={"static": True})
+
+    def __call__(self, h: jax.Array) -> jax.Array:
+        kept = jax.random.bernoulli(self.key, 1 - self.rate, h.shape)
+        return jnp.where(kept, h / (1 - self.rate), 0).astype(h.dtype)
+
+    def split(self, num: int) -> "Dropout":
+        """Independent ones, stacked."""
+        return Dropout(jax.random.split(self.key, num), self.rate)
 
 
 class Block(nnx.Module):
@@ -36,7 +58,9 @@ class Block(nnx.Module):
         self.mlp_in = nnx.Linear(width, hidden, kernel_init=xavier, rngs=rngs)
         self.mlp_out = nnx.Linear(hidden, width, kernel_init=xavier, rngs=rngs)
 
-    def __call__(self, h: jax.Array, extra: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, h: jax.Array, extra: jax.Array | None = None, dropout: "Dropout | None" = None
+    ) -> jax.Array:
         """h [B, N, D] and, to be added, [B, N or 1, 3, heads, D / heads] -> [B, N, D]."""
         qkv = self.qkv(layer_norm(h))
         if extra is not None:
@@ -44,7 +68,8 @@ class Block(nnx.Module):
         query, key, value = jnp.unstack(qkv, axis=2)
         attended = attention(query, key, value, scale=self.logit_scale, kind=self.attention)
         h = h + self.attention_out(attended)
-        return h + self.mlp_out(nnx.gelu(self.mlp_in(layer_norm(h)), approximate=False))
+        hidden = nnx.gelu(self.mlp_in(layer_norm(h)), approximate=False)
+        return h + self.mlp_out(hidden if dropout is None else dropout(hidden))
 
 
 def stacked_blocks(config: DiTConfig, depth: int, mlp_ratio: float, *, rngs: nnx.Rngs) -> Block:
@@ -53,7 +78,12 @@ def stacked_blocks(config: DiTConfig, depth: int, mlp_ratio: float, *, rngs: nnx
 
 
 def run_blocks(
-    name: str, stack: Block, h: jax.Array, extra: jax.Array | None, config: DiTConfig
+    name: str,
+    stack: Block,
+    h: jax.Array,
+    extra: jax.Array | None,
+    config: DiTConfig,
+    dropout: Dropout | None = None,
 ) -> jax.Array:
     """The blocks of a stack one after the other, as one scan.
 
@@ -64,8 +94,10 @@ def run_blocks(
       extra: [layers, B, N or 1, 3, heads, D / heads], added to the queries, keys and values of
         each block; the layer axis may be 1, for the same in all.
       config: of the network.
+      dropout: of the hidden activations of each MLP.
     """
+    depth = jax.tree.leaves(nnx.state(stack))[0].shape[0]
     if extra is not None:
-        depth = jax.tree.leaves(nnx.state(stack))[0].shape[0]
         extra = jnp.broadcast_to(extra, (depth, *extra.shape[1:]))
-    return run_stack(name, stack, h, Block.__call__, config, extra)
+    each = (extra, None if dropout is None else dropout.split(depth))
+    return run_stack(name, stack, h, lambda block, h, own: block(h, *own), config, each)

@@ -168,9 +168,9 @@ def test_koopman() -> None:
 
     class Linear:
         def parts(
-            self, params: Any, x0: Any, x1: Any, labels: Any, key: Any, noise: float
+            self, params: Any, x0: Any, x1: Any, labels: Any, key: Any, noise: float, dropout: float
         ) -> networks.Parts:
-            assert noise == 0.4
+            assert (noise, dropout) == (0.4, 0.1)
             code, pushed = x1 / 2, 0.3 * x0 + base.along_rows(labels, x0)
             return networks.Parts(code, pushed, 2 * code, 2 * pushed)
 

@@ -85,7 +85,14 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     },
     # arXiv 2401.08639 and 2505.13358, official code.
     "get": {"batch_size": 128, "optimizer.learning_rate": 1e-4, "optimizer.weight_decay": 0.0},
-    "koopman": {"batch_size": 128, "optimizer.learning_rate": 3e-4, "emas.evaluation": 0.9999},
+    "koopman": {
+        "batch_size": 128,
+        "optimizer.learning_rate": 3e-4,
+        "optimizer.weight_decay": 0.0,
+        "emas.evaluation": 0.9999,
+        "objective.koopman.dropout": 0.1,
+        "objective.koopman.latent_noise": 0.4,
+    },
     # The paper's Table 1: its codebase, a guided teacher, pairs of 128 steps.
     "flow_matching": {"evaluation.guidance": "128:1.5", "optimizer.weight_decay": 0.1},
     "progressive_distillation": {"objective.progressive_distillation.guidance": 1.5},

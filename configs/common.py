@@ -264,8 +264,9 @@ def _keys() -> ConfigDict:
     # Updates with a loss or gradient that is not finite are left out and counted; more than this
     # many in a row stop the run.
     config.train.max_skipped = Key(10, Whole(0))
-    # A process that does not finish a step, a compilation or a batch of an evaluation in so many
-    # seconds writes its stacks and ends, to be started again; 0 for never.
+    # A process that does not finish a step or a batch of an evaluation in so many seconds, or the
+    # compilation of a program in four times as many, writes its stacks and ends, to be started
+    # again; 0 for never.
     config.train.hang_seconds = Key(1800, Real(0))
     # Folder, local or gs://, where compiled programs are kept, so that a restart need not compile
     # them again; "" for none. All hosts read it and the first one writes, so a pod shares one.

@@ -9,16 +9,19 @@
   python -m shortcut_tpu.preflight --config=imagenet256_xl --topology=v5e-256 --whole
   python -m shortcut_tpu.preflight --all --json=pods.json            # every config on every pod
   python -m shortcut_tpu.preflight --all --config=imagenet256_xl     # one config on every pod
+  python -m shortcut_tpu.preflight --all --whole --json=runs.json    # every whole run on every pod
 
 libtpu's compiler works on any Linux machine without a TPU. It compiles the same step, state and
 shardings that `shortcut_tpu.train` runs on the pod. Nothing is run: figures come from the compiler
 and the chips' published peaks. "At least" is a lower bound of the time, "estimate" the sum of the
 compiler's own costs (docs/estimates.md). The exit status is 1 if the run does not fit. With
 --config.train.compile_cache=DIR the compiled step is stored where `train` looks for it; no pod has
-tried yet whether it finds that entry. --all takes about 12 s for each row, --search about a quarter
-of an hour for XL. Both continue when they are started again with the same --json.
+tried yet whether it finds that entry. --all takes about 12 s for each row, with --whole one or two
+minutes, and --search about a quarter of an hour for XL. All continue when they are started again
+with the same --json.
 """
 
+import functools
 import os
 import sys
 from typing import Any
@@ -43,8 +46,9 @@ from shortcut_tpu.cli import config as config_lib
 from shortcut_tpu.compiled import whole_run
 from shortcut_tpu.compiled.analysis import PROGRAMS, analyse
 from shortcut_tpu.compiled.estimate import estimate_lines, explain_lines
-from shortcut_tpu.compiled.matrix import PODS, Row, markdown, matrix, read_rows
+from shortcut_tpu.compiled.matrix import PODS, Row, compiled, markdown, matrix, read_rows
 from shortcut_tpu.compiled.search import best, named, search, seconds_a_row
+from shortcut_tpu.compiled.walks import COLUMNS, walked
 from shortcut_tpu.pod import compile_cache, partitioning
 from shortcut_tpu.pod.topologies import Topology
 
@@ -207,13 +211,21 @@ def table() -> None:
     )
     pods = [values.topology] if values.topology else PODS
     known = read_rows(values.json)
+    figures, columns = (
+        (functools.partial(walked, known=known), COLUMNS)
+        if values.whole
+        else (
+            functools.partial(compiled, program=values.program, steps=values.steps, known=known),
+            None,
+        )
+    )
     rows = []
-    for row in matrix(configs, pods, values.program, values.steps, known, _say):
+    for row in matrix(configs, pods, figures, known, _say):
         rows.append(row)
         known.pop(row.get("key", ""), None)
         # Whenever this ends, the next run finds what this one and those before it made.
         command.write_json({"rows": [*rows, *known.values()]})
-    print(markdown(rows))
+    print(markdown(rows, columns))
     command.write_json({"rows": rows})
 
 

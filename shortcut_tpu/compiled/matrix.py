@@ -2,11 +2,13 @@
 
 Usage:
   known = read_rows("pods.json")                         # of a run before, which may have died
-  rows = list(matrix(configs, PODS, "train", 1, known, say=print))
+  step = functools.partial(compiled, program="train", steps=1, known=known)
+  rows = list(matrix(configs, PODS, step, known, say=print))
   print(markdown(rows))
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import dataclasses
 import json
 from pathlib import Path
 import time
@@ -33,7 +35,7 @@ HEAD = (
     "estimate",
     "MFU by it",
 )
-# What a table has no room for, by the hundred lines a row.
+# What a row has no room for, by the hundred lines a row.
 _LONG = ("config", "dearest", "cycles_by_function")
 _GIB = 2**30
 
@@ -41,8 +43,7 @@ _GIB = 2**30
 def matrix(
     configs: Sequence[tuple[str, ConfigDict]],
     pods: Sequence[str],
-    program: str,
-    steps: int,
+    figures: Callable[[ConfigDict, str], Row],
     known: Mapping[str, Row],
     say: Say,
 ) -> Iterator[Row]:
@@ -51,28 +52,34 @@ def matrix(
     Args:
       configs: with their names.
       pods: their names.
-      program: one of PROGRAMS.
-      steps: of the sampler.
-      known: rows of a run before by their `key`, their program's fingerprint; they are not compiled
-        again.
+      figures: of a config on a pod, such as `compiled` or `walks.walked`.
+      known: rows of a run before, by their `key`, that `figures` takes as they are.
       say: called with a line for each row.
     """
     total = len(configs) * len(pods)
     pairs = ((name, config, pod) for name, config in configs for pod in pods)
     for number, (name, config, pod) in enumerate(pairs, 1):
         started = time.monotonic()
-        row = {"config": name} | compiled(config, pod, program, steps, known)
+        row = {"config": name} | figures(config, pod)
         took = "known" if row.get("key") in known else f"{time.monotonic() - started:.0f} s"
-        say(f"{number}/{total} {name} on {pod}: {row.get('reason') or _memory(row)} ({took})")
+        said = row.get("reason") or (_memory(row) if "hbm_bytes_per_chip" in row else "fits")
+        say(f"{number}/{total} {name} on {pod}: {said} ({took})")
         yield row
 
 
 def compiled(
     config: ConfigDict, pod: str, program: str, steps: int, known: Mapping[str, Row]
 ) -> Row:
-    """Figures of a config on a pod, with the `key` that it is known by; arguments as of `matrix`.
+    """Figures of a config's program on a pod, and the `key`, its fingerprint, that it is known by.
 
     What cannot be laid out there does not fit, and has its `reason`.
+
+    Args:
+      config: of the run.
+      pod: its name.
+      program: one of PROGRAMS.
+      steps: of the sampler.
+      known: rows by key, that are not compiled again.
     """
     try:
         topology = Topology.parse(pod)
@@ -93,14 +100,30 @@ def read_rows(path: str | None) -> dict[str, Row]:
         return {}
 
 
-def markdown(rows: Iterable[Row]) -> str:
-    """The table, its columns aligned, and below it why some do not fit."""
-    lines, notes = [list(HEAD)], list[str]()
+@dataclasses.dataclass(frozen=True)
+class Columns:
+    """What a table says of a row.
+
+    Attributes:
+      head: of all columns; the first two are the config's and the pod's.
+      cells: of all but the first two.
+      fits: which column says so where a row does not fit.
+    """
+
+    head: tuple[str, ...]
+    cells: Callable[[Row], list[str]]
+    fits: int
+
+
+def markdown(rows: Iterable[Row], columns: Columns | None = None) -> str:
+    """The table, aligned, and below it why some do not fit; of `compiled` unless told otherwise."""
+    columns = columns or Columns(HEAD, _cells, HEAD.index("HBM a chip, GiB"))
+    lines, notes = [list(columns.head)], list[str]()
     for row in rows:
-        cells = [row["config"], row["topology"], *_cells(row)]
+        cells = [row["config"], row["topology"], *columns.cells(row)]
         if "reason" in row:
             notes.append(f"{len(notes) + 1}: {row['config']} on {row['topology']}: {row['reason']}")
-            cells[4] = f"does not fit: {len(notes)}"
+            cells[columns.fits] = f"does not fit: {len(notes)}"
         lines.append(cells)
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     lines.insert(1, ["-" * width for width in widths])

@@ -11,6 +11,7 @@ Usage, folder being WORKDIR/checkpoints:
   set_aside(folder, 1000)
 """
 
+from collections.abc import Mapping
 import concurrent.futures
 import contextlib
 import hashlib
@@ -62,7 +63,7 @@ def write(folder: epath.Path, step: int, host: int = 0, hosts: int = 1) -> None:
         content |= _take_part(folder, step, other)
     # None is missing where a host could not do its share.
     directory = folder / str(step)
-    for path in _files(directory):
+    for path in _walk(directory):
         name = str(path.relative_to(directory))
         content[name] = content.get(name) or _describe(path)
     text = json.dumps({"step": step, "files": dict(sorted(content.items()))}, indent=2)
@@ -77,13 +78,16 @@ def forget_parts(folder: epath.Path, step: int, hosts: int) -> None:
 
 
 def _describe_share(directory: epath.Path, host: int, hosts: int) -> dict[str, Any]:
-    mine = _files(directory)[host::hosts]
+    sizes = {str(path.relative_to(directory)): path.stat().length for path in _walk(directory)}
+    mine = _share(sizes, host, hosts)
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as threads:
-        described = threads.map(_describe, mine)
-        return {
-            str(path.relative_to(directory)): description
-            for path, description in zip(mine, described, strict=True)
-        }
+        described = threads.map(lambda name: _describe(directory / name), mine)
+        return dict(zip(mine, described, strict=True))
+
+
+def _share(sizes: Mapping[str, int], host: int, hosts: int) -> list[str]:
+    """A host's files, dealt by size: a few hold nearly all bytes, and each host writes the same."""
+    return sorted(sizes, key=lambda name: (-sizes[name], name))[host::hosts]
 
 
 def _take_part(folder: epath.Path, step: int, host: int) -> dict[str, Any]:
@@ -100,11 +104,6 @@ def _take_part(folder: epath.Path, step: int, host: int) -> dict[str, Any]:
 
 def _part_of(folder: epath.Path, step: int, host: int) -> epath.Path:
     return folder.parent / _CHECKSUMS / f"of-{step}-by-{host}.json"
-
-
-def _files(directory: epath.Path) -> list[epath.Path]:
-    """In an order that is the same everywhere."""
-    return sorted(_walk(directory))
 
 
 def find_problem(folder: epath.Path, step: int, host: int = 0, hosts: int = 1) -> str | None:
@@ -128,6 +127,8 @@ def find_problem(folder: epath.Path, step: int, host: int = 0, hosts: int = 1) -
         raise_if_system(_checksums_of(folder, step), error)
         return f"{_CHECKSUMS}/{step}.json cannot be read"
 
+    sizes = {name: size for name, (size, _) in expected.items()}
+
     def check(name: str) -> str | None:
         size, sha256 = expected[name]
         path = folder / str(step) / name
@@ -142,7 +143,7 @@ def find_problem(folder: epath.Path, step: int, host: int = 0, hosts: int = 1) -
 
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as threads:
         problems = [
-            problem for problem in threads.map(check, sorted(expected)[host::hosts]) if problem
+            problem for problem in threads.map(check, _share(sizes, host, hosts)) if problem
         ]
     return problems[0] if problems else None
 

@@ -31,7 +31,8 @@ _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _SPAN = re.compile(r"`([^`]+)`")
 _COMMAND = re.compile(
     r"(?:\$ )?("
-    r"(?:python -m [a-z_]+\.\w+|shortcut-[a-z-]+|(?:\./)?(?:launch|tests)/\w+\.sh|\.ci/run)(?: .*)?"
+    r"(?:python -m [a-z_]+\.\w+(?= |$)|shortcut-[a-z-]+|(?:\./)?(?:launch|tests)/\w+\.sh|\.ci/run)"
+    r"(?: .*)?"
     r"|(?:npm|pip|docker|gcloud) .+"
     r")"
 )

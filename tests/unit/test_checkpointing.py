@@ -236,6 +236,27 @@ def test_hosts_share_the_reading(folder):
     assert len(list(filter(None, found))) == 1
 
 
+def test_a_hosts_share_is_of_the_bytes(tmp_path, monkeypatch):
+    """Each host writes one large file and three small ones; by name the first would read all."""
+    for writer in range(4):
+        for file in range(4):
+            path = tmp_path / "checkpoints" / "1" / str(writer) / str(file)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(bytes(1 if file else 1000))
+    (tmp_path / "checksums").mkdir()
+    read, sha256 = [], checksums.file_sha256
+    monkeypatch.setattr(checksums, "file_sha256", lambda path: read.append(path) or sha256(path))
+    checkpoint = epath.Path(tmp_path / "checkpoints")
+    for host in (1, 2, 3, 0):
+        read.clear()
+        checksums.write(checkpoint, 1, host, hosts=4)
+        assert sum(path.stat().length for path in read) == 1003
+    for host in range(4):
+        read.clear()
+        assert checksums.find_problem(checkpoint, 1, host, hosts=4) is None
+        assert sum(path.stat().length for path in read) == 1003
+
+
 def test_a_host_that_finds_nothing_is_stood_in_for(folder, monkeypatch):
     """And what a save that was interrupted has left counts for nothing."""
     save(folder, 10)

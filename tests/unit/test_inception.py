@@ -19,6 +19,7 @@ from data_pipeline.autoencoders.layers import run
 from data_pipeline.errors import UserError
 from shortcut_tpu.evaluation import inception, inception_weights
 from shortcut_tpu.evaluation.inception_weights import graph_scope, load_inception, read_arrays
+from tests.end_to_end.imagenet_files import write_state_dict
 from tests.golden.torch_weights import inception_images
 from tests.golden.torch_weights import inception_weights as seeded_weights
 
@@ -103,7 +104,10 @@ def write_graph(path, weights):
     path.write_bytes(graph.SerializeToString())
 
 
-@pytest.mark.parametrize(("suffix", "write"), [("pickle", write_pickle), ("pb", write_graph)])
+@pytest.mark.parametrize(
+    ("suffix", "write"),
+    [("pickle", write_pickle), ("pb", write_graph), ("pth", write_state_dict)],
+)
 def test_each_form_gives_the_same_weights(tmp_path, weights, suffix, write):
     path = tmp_path / f"inception.{suffix}"
     write(path, weights)

@@ -1,5 +1,6 @@
 """What preflight makes of the compiler's figures: limits, what must move, searches, tables."""
 
+import functools
 import json
 import types
 
@@ -201,7 +202,8 @@ def fill(configs, known, monkeypatch):
     monkeypatch.setattr(matrix_lib.Candidate, "make", make)
     monkeypatch.setattr(matrix_lib, "examine", examine)
     pods = ["v5e-16", "v4-8"]
-    rows = list(matrix_lib.matrix(configs, pods, "train", 1, known, said.append))
+    figures = functools.partial(matrix_lib.compiled, program="train", steps=1, known=known)
+    rows = list(matrix_lib.matrix(configs, pods, figures, known, said.append))
     assert len(said) == len(rows)
     return rows, compiled
 

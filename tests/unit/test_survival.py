@@ -105,6 +105,25 @@ with Watchdog(0.5):
     assert "waits_for_ever" in ended.stderr
 
 
+def test_a_compiler_may_take_longer_than_a_step():
+    """By JAX's own events: between them a program is at the compiler."""
+    code = """
+import time, jax
+from shortcut_tpu.observability.watchdog import Watchdog
+jax.jit(lambda x: x + 1).lower(1.0).compile()
+with Watchdog(1):
+    lowered = jax.jit(lambda x: x + 2).lower(1.0)
+    time.sleep(2)
+    print("still here", flush=True)
+    lowered.compile()
+    time.sleep(2)
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (ended.returncode, ended.stdout) == (1, "still here\n")
+
+
 def make_step(max_skipped: int):
     """A step whose gradient is the mean of the batch, and its first state."""
     model = types.SimpleNamespace(init=lambda key: {"w": jnp.ones(3)}, apply=None, null_label=10)

@@ -3,7 +3,8 @@
 import pytest
 
 from shortcut_tpu.cli import config as config_lib
-from shortcut_tpu.compiled import whole_run
+from shortcut_tpu.compiled import walks, whole_run
+from shortcut_tpu.compiled.matrix import markdown
 from shortcut_tpu.pod.topologies import Topology
 
 FIGURES = {
@@ -116,3 +117,37 @@ def test_a_program_that_the_compiler_refuses(walk, monkeypatch):
         walk(evaluation={"every_steps": 0})["reason"]
         == "batch_size: train step: Ran out of memory in memory space hbm"
     )
+
+
+def test_a_table_of_runs(walk, monkeypatch):
+    """A line a run; one that was walked before, by the same code, is not walked again."""
+    config = config_lib.load("imagenet256_b")
+    monkeypatch.setattr(walks, "walk", lambda config, topology, say: walk(topology.name))
+    row = walks.walked(config, "v5e-8", known={})
+    monkeypatch.setattr(walks, "walk", None)
+    assert walks.walked(config, "v5e-8", known={row["key"]: row}) is row
+    assert walks.fingerprint(config, "v5e-16") != row["key"]
+    other = config_lib.load("imagenet256_b").copy_and_resolve_references()
+    with other.unlocked():
+        other.evaluation.batch_size = 512
+    assert walks.fingerprint(other, "v5e-8") != row["key"]
+
+    over = {"topology": "v5e-8", "fits": False, "reason": "batch_size: too many"}
+    rows = [{"config": "b"} | row, {"config": "b"} | over]
+    _, _, *lines, _, note = markdown(rows, walks.COLUMNS).splitlines()
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    gib = 2**30
+    fullest = max(row["acts"], key=lambda act: act["chip_bytes"] or 0)
+    assert cells == [
+        [
+            "b",
+            "v5e-8",
+            f"{fullest['chip_bytes'] / gib:.2f} of 15.75, {fullest['name']}",
+            f"{row['host_bytes'] / gib:.1f} of {row['host_capacity_bytes'] / gib:.0f}",
+            f"{row['kept_bytes'] / gib:.1f}",
+            f"{row['evaluation_seconds']:.3g} s",
+            "6 s",
+        ],
+        ["b", "v5e-8", "does not fit: 1", *[""] * 4],
+    ]
+    assert note == "1: b on v5e-8: batch_size: too many"

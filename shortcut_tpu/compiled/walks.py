@@ -18,7 +18,7 @@ from data_pipeline.manifest import FILE_NAME as MANIFEST
 from shortcut_tpu.compiled.matrix import Columns, Row
 from shortcut_tpu.compiled.whole_run import walk
 from shortcut_tpu.pod.topologies import Topology
-from shortcut_tpu.training.experiment import records_of
+from shortcut_tpu.training.input import records_of
 
 _GIB = 2**30
 _CODE = ("shortcut_tpu", "data_pipeline")

@@ -110,6 +110,14 @@ def test_a_way_begins_at_a_sample(tiny_config, devices):
     np.testing.assert_allclose(way(params, [0, 2], [5, 5], 2), images, atol=1e-6)
 
 
+def test_stored_latents_are_decoded_as_samples_are(tiny_config, devices):
+    """Scaled as the model sees them, and back: pixels come out as they went in."""
+    experiment = Experiment.from_config(tiny_config, devices[:2], latent_scale=0.25)
+    generator = make_generator(experiment, load_autoencoder("identity"))
+    latents = np.random.default_rng(0).normal(size=(5, 8, 8, 1)).astype(np.float32)
+    np.testing.assert_allclose(generator.decoded(latents, rows=2), latents, rtol=1e-6)
+
+
 def test_a_labels_rows_of_all_step_counts_come_together():
     """Two step counts, three labels, two columns: grey 100 n + label in each tile, names before."""
     images = np.zeros((2, 6, 64, 64, 1), np.uint8)

@@ -26,9 +26,12 @@ _FEWEST_STEPS, _MOST_STEPS = 400, 400_000
 # Passes through the network in a step, in forward ones: three of all rows for the gradient, two of
 # the half of them that are targets of shortcut's larger steps.
 _PASSES = 4.0
-# What lies between the products takes time, too: digits' step, 7.5 GFLOP, takes 129 ms on two cores
-# that multiply such matrices at 90 GFLOP/s.
-_OVERHEAD = 1.6
+# How much longer a step takes than its products alone: on two cores 4.7 to 6.5 times (28x28, 49
+# tokens, 128 wide); what it is on accelerators is assumed.
+_CPU_OVERHEAD, _OVERHEAD = 5.0, 3.0
+# On two cores a step of 49 tokens takes a second.
+_CPU_TOKENS, _TOKENS = 16, 256
+_MEASURED_SECONDS = 1.0
 # Pixel vectors of more numbers have covariances of gigabytes.
 _MOST_PIXELS = 32 * 32 * 3
 
@@ -68,17 +71,17 @@ def plan_for(manifest: Manifest) -> Plan:
     side, _, channels = manifest.latent_shape
     is_pixels = manifest.autoencoder["name"] == "identity"
     if device.platform == "cpu":
-        patch = _patch(side, smallest=4 if is_pixels else 2, most_tokens=64)
+        patch = _patch(side, smallest=4 if is_pixels else 2, most_tokens=_CPU_TOKENS)
         width, depth, heads, batch, budget = 128, 4, 4, 64, _CPU_BUDGET
-        machine = f"{os.cpu_count()} processor cores"
+        machine, overhead = f"{os.cpu_count()} processor cores", _CPU_OVERHEAD
     else:
-        patch = _patch(side, smallest=2, most_tokens=256)
+        patch = _patch(side, smallest=2, most_tokens=_TOKENS)
         width, depth, heads, batch, budget = 384, 12, 6, 256, _BUDGET
-        machine = f"{jax.device_count()} {device.device_kind}"
+        machine, overhead = f"{jax.device_count()} {device.device_kind}", _OVERHEAD
     tokens = (side // patch) ** 2
     speed = _products_per_second(batch * tokens, width) * jax.device_count()
     flops = batch * _PASSES * forward_flops(tokens, width, depth, patch**2 * channels)
-    seconds = _OVERHEAD * flops / speed
+    seconds = overhead * flops / speed
     steps = _round(min(max(budget / seconds, _FEWEST_STEPS), _MOST_STEPS))
     return Plan(patch, width, depth, heads, batch, steps, seconds, machine)
 
@@ -103,19 +106,22 @@ def forward_flops(tokens: int, width: int, depth: int, patch_values: int) -> flo
 
 
 def _products_per_second(rows: int, width: int) -> float:
-    """Operations a second of a product as large as those of an MLP, on one device."""
+    """Operations a second of a product as large as those of an MLP, on one device.
+
+    As many as there is time for count, so that whatever else the machine does counts, too.
+    """
     import jax
     import jax.numpy as jnp
 
-    left, right = jnp.ones((rows, width)), jnp.ones((width, 4 * width))
+    dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    left, right = jnp.ones((rows, width), dtype), jnp.ones((width, 4 * width), dtype)
     product = jax.jit(lambda a, b: a @ b)
     product(left, right).block_until_ready()
-    best = math.inf
-    for _ in range(5):
-        started = time.perf_counter()
+    started, count = time.perf_counter(), 0
+    while time.perf_counter() - started < _MEASURED_SECONDS:
         product(left, right).block_until_ready()
-        best = min(best, time.perf_counter() - started)
-    return 2 * rows * width * 4 * width / best
+        count += 1
+    return count * 2 * rows * width * 4 * width / (time.perf_counter() - started)
 
 
 def _round(steps: float) -> int:

@@ -27,7 +27,7 @@ html_static_path = ["site.css"]
 html_css_files = ["site.css"]
 
 myst_heading_anchors = 3
-# The notebook holds its outputs; a test executes it.
+# The notebook holds its outputs; CI executes it.
 nb_execution_mode = "off"
 
 autodoc_member_order = "bysource"

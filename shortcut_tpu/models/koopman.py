@@ -83,7 +83,8 @@ class Tokens(nnx.Module):
         h = self.embed(tokens.astype(dtype))
         h = (h + sincos_2d(config.width, config.image_size // config.patch_size)).astype(dtype)
         heads, head_dim = config.num_heads, config.width // config.num_heads
-        label = self.label_embed(labels).reshape(1, len(h), 1, 3, heads, head_dim)
+        label = self.label_embed(labels).astype(dtype)
+        label = label.reshape(1, len(h), 1, 3, heads, head_dim)
         h = run_blocks("blocks", self.blocks, h, label, config, dropout)
         return self.project(layer_norm(h))
 

@@ -26,6 +26,7 @@ from typing import Any, Literal
 from etils import epath
 
 from data_pipeline.errors import UserError
+from data_pipeline.system_errors import kind_of
 
 _CHUNK_BYTES = 1 << 24
 
@@ -59,7 +60,8 @@ def require_place(flag: str, path: str, kind: Literal["file", "folder", "either"
         kind: which of them it is going to be.
 
     Raises:
-        UserError: a file stands in the way, rights or room are lacking, or the name is none.
+        UserError: a file stands in the way, rights or room are lacking, or the name is none. A
+            PassingError for a full disk: a run that goes on when it has room must not end of it.
     """
     if in_bucket(path):
         return
@@ -78,7 +80,8 @@ def require_place(flag: str, path: str, kind: Literal["file", "folder", "either"
         with tempfile.TemporaryFile(dir=nearest if nearest.is_dir() else nearest.parent) as file:
             file.write(b"\0")
     except OSError as error:
-        raise UserError(f"--{flag}={path}: cannot be written: {error.strerror}") from None
+        said = f"--{flag}={path}: cannot be written: {error.strerror}"
+        raise kind_of(error)(said) from None
 
 
 def put(written: Path, path: epath.Path) -> None:

@@ -25,11 +25,11 @@ _PASSING = {
     errno.EIO: "the disk or its connection fails; what was to be read may be sound",
     errno.ESTALE: "a network disk has lost the file for a moment",
     errno.ETIMEDOUT: "the disk or the network does not answer",
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "this user's share of the disk is full",
 }
 _LASTING = {
     errno.EACCES: "this user may not use it",
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "this user's share of the disk is full",
     errno.EROFS: "nothing can be written there",
 }
 _ADVICE = _PASSING | _LASTING
@@ -45,10 +45,14 @@ def reason(error: BaseException) -> str:
     return " ".join(str(text).split())[:200] + (f"; {advice}" if advice else "")
 
 
+def kind_of(error: BaseException) -> type[UserError]:
+    """Whether the system's failure may pass by itself, so that a supervisor tries again."""
+    return PassingError if _number(error) in _PASSING else UserError
+
+
 def unreadable(path: str | os.PathLike[str], error: BaseException) -> UserError:
     """The error of a command for a path that the system cannot read."""
-    kind = PassingError if _number(error) in _PASSING else UserError
-    return kind(f"{os.fspath(path)}: cannot be read: {reason(error)}")
+    return kind_of(error)(f"{os.fspath(path)}: cannot be read: {reason(error)}")
 
 
 def raise_if_system(path: str | os.PathLike[str], error: BaseException) -> None:

@@ -9,7 +9,7 @@ from absl import flags
 import pytest
 
 from data_pipeline.atomic_files import require_place
-from data_pipeline.errors import UserError
+from data_pipeline.errors import PassingError, UserError
 from shortcut_tpu.cli import command
 
 
@@ -57,8 +57,11 @@ def test_disks_that_take_nothing(tmp_path, monkeypatch, code):
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
-    with pytest.raises(UserError, match=f"--workdir=.*: cannot be written: {os.strerror(code)}"):
+    said = f"--workdir=.*: cannot be written: {os.strerror(code)}"
+    with pytest.raises(UserError, match=said) as caught:
         require_place("workdir", str(tmp_path / "run"), "folder")
+    # Room may be made while a supervisor tries again; rights are for a person to change.
+    assert isinstance(caught.value, PassingError) == (code == errno.ENOSPC)
 
 
 def test_every_flag_that_is_written(tmp_path, monkeypatch):

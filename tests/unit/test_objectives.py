@@ -1,13 +1,7 @@
 """Every objective on the network and the mesh that it will be trained with."""
 
-import concurrent.futures
 import dataclasses
 import functools
-import json
-import os
-from pathlib import Path
-import subprocess
-import sys
 from typing import Any
 
 import jax
@@ -25,7 +19,6 @@ from shortcut_tpu.pod import partitioning
 from shortcut_tpu.sampling import samplers
 from shortcut_tpu.training.experiment import Experiment
 
-ROOT = Path(__file__).resolve().parents[2]
 BATCH = 32
 
 
@@ -74,35 +67,7 @@ def test_config_documents_every_hyperparameter(name: str) -> None:
     assert common.get_objectives()[OBJECTIVES[name].group].to_dict() == fields
 
 
-@pytest.fixture(scope="module")
-def on_mesh() -> dict[str, dict[str, Any]]:
-    """By objective what `report` says, from processes of four devices."""
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "JAX_NUM_CPU_DEVICES": "4",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "PYTHONPATH": str(ROOT),
-    }
-
-    # Compiling is what takes time, on one core each.
-    def reports(names: list[str]) -> dict[str, dict[str, Any]]:
-        run = subprocess.run(
-            [sys.executable, "-m", "tests.unit.test_objectives", *names],
-            env=environment,
-            cwd=ROOT,
-            check=True,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        return json.loads(run.stdout.splitlines()[-1])
-
-    names = list(OBJECTIVES)
-    with concurrent.futures.ThreadPoolExecutor() as threads:
-        first, second = threads.map(reports, [names[::2], names[1::2]])
-    return first | second
-
-
+@functools.cache
 def report(name: str) -> dict[str, Any]:
     """The loss on one device and on a mesh (data 2, fsdp 2), and its gradients there.
 
@@ -170,24 +135,24 @@ def loss_of(experiment: Experiment, state: Any, rows: dict[str, jax.Array]) -> A
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_loss_on_a_mesh(name: str, on_mesh: dict[str, dict[str, Any]]) -> None:
+def test_loss_on_a_mesh(name: str) -> None:
     """On (data 2, fsdp 2) it is that on one device: over how many rows lie changes nothing.
 
     To bfloat16's rounding; rows with another noise or another time would show in the first digits.
     """
-    for part, (alone, mesh) in on_mesh[name]["losses"].items():
+    for part, (alone, mesh) in report(name)["losses"].items():
         # What was rounded is about 1, whatever the error; a part may be the error of one row.
         absolute = 1e-4 if part == "loss" else 1e-3
         assert mesh == pytest.approx(alone, rel=1e-3, abs=absolute, nan_ok=True)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_gradients_in_bfloat16_on_a_mesh(name: str, on_mesh: dict[str, dict[str, Any]]) -> None:
+def test_gradients_in_bfloat16_on_a_mesh(name: str) -> None:
     """Through scanned, rematerialised bf16 layers they are finite, and none is zero.
 
     Metrics stay by row.
     """
-    result = on_mesh[name]
+    result = report(name)
     assert result["finite"]
     assert not result["stuck"]
     assert result["metrics"]
@@ -372,7 +337,3 @@ def test_consistency_sampler_renoises() -> None:
     halfway = samplers.consistency(ignorant, x0, jnp.zeros(2, int), 2, keys)
     noise = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 0), (2, 2, 1)))(keys)
     np.testing.assert_allclose(halfway, 1 + noise / 2, rtol=1e-6)
-
-
-if __name__ == "__main__":
-    print(json.dumps({name: report(name) for name in sys.argv[1:]}))

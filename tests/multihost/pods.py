@@ -1,6 +1,6 @@
 """Real runs on real processes, for tests that kill them; whatever is started here is ended here."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import json
 import os
@@ -49,11 +49,13 @@ def make_records(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def started(arguments: list[str], env: dict[str, str], log: Path) -> Iterator[subprocess.Popen]:
-    """Runs `python ARGUMENTS` with its output in a file; kills its session at the end."""
+def started(
+    arguments: list[str], env: dict[str, str], log: Path, before: Sequence[str] = ()
+) -> Iterator[subprocess.Popen]:
+    """Runs `[BEFORE] python ARGUMENTS` with its output in a file; kills its session at the end."""
     with log.open("ab") as output:
         process = subprocess.Popen(
-            [sys.executable, *arguments],
+            [*before, sys.executable, *arguments],
             cwd=ROOT,
             env=env,
             stdin=subprocess.DEVNULL,

@@ -2,7 +2,6 @@
 
 import os
 from pathlib import Path
-import random
 import signal
 import time
 
@@ -11,8 +10,6 @@ import pytest
 from tests.multihost import pods
 
 pytestmark = pytest.mark.pods
-
-SOAK = "SHORTCUT_TPU_SOAK"
 
 
 def assert_same_run(workdir: Path, unbroken: Path) -> None:
@@ -66,26 +63,6 @@ def test_kills_at_any_moment_change_nothing(tmp_path, lab):
     assert log.read_text().count("host 0 ended with signal 9") == 2
     assert (workdir / "evaluations" / "16.json").exists()
     assert_same_run(workdir, lab.unbroken)
-
-
-@pytest.mark.skipif(SOAK not in os.environ, reason=f"takes minutes; set {SOAK}=1 to run it")
-def test_fifty_kills_at_random_change_nothing(tmp_path, lab):
-    workdir, log = tmp_path / "run", tmp_path / "log"
-    arguments = pods.pod_arguments(workdir, lab.data)
-    chance, kills = random.Random(0), 0
-    while kills < 50:
-        with pods.started(arguments, lab.environment(), log) as pod:
-            ends = time.monotonic() + chance.uniform(1, 20)
-            while time.monotonic() < ends and pod.poll() is None:
-                time.sleep(0.01)
-            if pod.poll() is None and (hosts := pods.children(pod.pid)):
-                os.kill(chance.choice(hosts), signal.SIGKILL)
-                kills += 1
-                time.sleep(chance.uniform(0, 2))
-        if len(pods.checkpoint_steps(workdir)) and pods.checkpoint_steps(workdir)[-1] == 16:
-            assert_same_run(workdir, lab.unbroken)
-            workdir = tmp_path / f"run-{kills}"
-            arguments = pods.pod_arguments(workdir, lab.data)
 
 
 def test_sigterm_to_one_host_saves_on_all_and_the_run_goes_on(tmp_path, lab):

@@ -12,7 +12,7 @@ import pytest
 
 from shortcut_tpu.runs.workdir import claimed
 from tests.multihost import pods
-from tests.unit import test_checkpoints
+from tests.unit import test_checkpointing
 
 pytestmark = pytest.mark.pods
 
@@ -40,7 +40,7 @@ def test_what_two_hosts_began_one_host_ends_though_the_newest_checkpoints_are_da
 ):
     workdir, log = tmp_path / "run", tmp_path / "log"
     shutil.copytree(lab.unbroken, workdir)
-    for step, damage in ((16, test_checkpoints.flip_a_bit), (12, test_checkpoints.delete_half)):
+    for step, damage in ((16, test_checkpointing.flip_a_bit), (12, test_checkpointing.delete_half)):
         damage(workdir / "checkpoints", step)
     arguments = pods.train_arguments(workdir, lab.data)
     with pods.started(arguments, lab.environment(), log) as run:

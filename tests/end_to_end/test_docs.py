@@ -29,7 +29,8 @@ from tests.end_to_end.forks import forked_commands
 from tests.unit.image_files import png
 
 README = read("README.md")
-TUTORIAL = [Command("README.md", text) for text in in_page(section(README, "Your own images"))]
+_IMAGES = [Command("README.md", text) for text in in_page(section(README, "Your own images"))]
+TUTORIAL = [command for command in _IMAGES if command.module]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 # Besides the tutorial's.

@@ -1,32 +1,21 @@
-"""Encodes images into a folder of latent records.
+"""Encodes images into a folder of latent records; docs/latents.md explains all of it.
 
-Stopped at any moment and started again, it keeps the finished shards and writes the same bytes as
-an unbroken run. Several hosts can share the work: each runs this command on the same folder, on a
-disk or in a bucket. A damaged shard of a finished folder is encoded again. Images that cannot be
-used are listed in DIR/rejected.jsonl.
+Started again after a kill it continues, and writes the same bytes as an unbroken run. Several hosts
+share the work if each runs this command on the same --output, on a disk or in a bucket.
 
-Usage:
     $ python -m data_pipeline.encode_latents --source=digits --autoencoder=identity --output=DIR
-    $ python -m data_pipeline.encode_latents --source=imagefolder:ILSVRC/train --image_size=256 \\
-        --autoencoder=sd-vae-ft-mse:WEIGHTS --flips --max_rejected=10 --output=DIR
     $ python -m data_pipeline.encode_latents --source=imagefolder:photos --image_size=28 \\
         --output=data/photos --write_config=photos.py
     $ python -m data_pipeline.encode_latents --verify --output=DIR
 
-Without an autoencoder, records have one channel if all images are grey.
-
 Sources:
     digits                 scikit-learn's 8x8 digits
     npz:FILE               arrays `images` [N, H, W, C] and `labels` [N], used as they are
-    imagefolder:DIR        a folder for each class (ILSVRC's train), or one folder with labels.txt
-                           or --labels (ILSVRC's val), or one folder without labels: one class
-    webdataset:SHARDS      tar files of images with .cls or .json
+    imagefolder:DIR        a folder for each class; or one folder, with labels.txt, --labels or none
+    webdataset:FILES       tar shards of images with .cls or .json
     parquet:FILES          Hugging Face's columns `image` and `label`
     arrayrecord:FILES      TFDS's examples with `image` and `label`
-
-Several files: a folder, or names with commas between them; *, {0000..1023} and {a,b} stand for
-several names. Quote these, or the shell turns them into several flags:
-    '--source=webdataset:train-{0000..1023}.tar'
+FILES is a folder, or names with commas between them; quote 'webdataset:train-{0000..1023}.tar'.
 """
 
 from collections.abc import Sequence

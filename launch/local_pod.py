@@ -4,7 +4,7 @@
   ./launch/local_pod.sh --config=digits --hosts=4 --workdir=runs/four --config.seed=1
 
 Makes the records if the config names a source, trains on --hosts processes that find each other as
-the hosts of a pod do, scores the result at 1 .. 128 steps and draws a sheet of samples. A policy is
+the hosts of a pod do, scores the result at 1 to 128 steps and draws a sheet of samples. A policy is
 run in its task instead, and its trajectories are drawn. Called again it continues where it
 stopped. If one process dies, all are stopped and started again, as on a pod. --config.KEY=VALUE
 overrides a key of the config.
@@ -34,6 +34,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("chips_per_host", 1, "Virtual devices of each process.", 1)
     flags.DEFINE_string("workdir", None, "Folder of the run; runs/CONFIG by default.")
     flags.DEFINE_integer("max_restarts", 5, "Deaths in a row that end the run.", 0)
+    flags.DEFINE_string("steps", "1,4,32,128", "Step counts to score images at.")
     flags.DEFINE_string("json", None, "File for the distances.")
 
 
@@ -94,6 +95,7 @@ def run_on_hosts(
 def main() -> None:
     values = flags.FLAGS
     config = command.config()
+    command.integers("steps")
     if not config.data.task:
         # It ends with an evaluation, whether or not there are any while it trains.
         require_named(config)
@@ -126,7 +128,7 @@ def main() -> None:
     if task:
         run("shortcut_tpu.rollout", *score, draw)
     else:
-        run("shortcut_tpu.evaluate", *score)
+        run("shortcut_tpu.evaluate", *score, f"--steps={values.steps}")
         sheet = ("shortcut_tpu.sample", f"--workdir={workdir}", f"--steps={_SHEET_STEPS}", draw)
         run(*sheet, hosts=1)
     print(

@@ -86,12 +86,12 @@ class Soaked:
         self._life = contextlib.ExitStack()
         self._log = folder / "log"
         self._clock = folder / "clock"
+        folder.mkdir(parents=True)
         self._bucket = FakeBucket(folder) if place == "bucket" else None
         self._mends: list[tuple[str, Path, bytes | int]] = []
         self.workdir = folder / "run"
 
     def __enter__(self) -> "Soaked":
-        self._folder.mkdir(parents=True)
         self._clock.write_text("0")
         self._data = self._folder / "records"
         shutil.copytree(self._ground.data, self._data)

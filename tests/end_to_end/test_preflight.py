@@ -65,7 +65,7 @@ def test_a_step_that_fits(tmp_path):
     dearest = figures["dearest"]
     assert len(dearest) == 20
     lines = {operation["source"].partition(":")[0] for operation in dearest}
-    assert {"models/dit.py", "train_step.py"} <= lines
+    assert {"models/dit.py", "training/train_step.py"} <= lines
     assert figures["cycles_by_function"]["Block.__call__"] > 0
     explained = done.stdout.splitlines()
     head = next(n for n, line in enumerate(explained) if line.split()[:2] == ["ms", "share"])

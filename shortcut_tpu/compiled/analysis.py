@@ -32,8 +32,9 @@ from shortcut_tpu.compiled.hlo import Program
 from shortcut_tpu.compiled.required import required_bytes
 from shortcut_tpu.compiled.roofline import Roofline
 from shortcut_tpu.evaluation.generator import make_generator
-from shortcut_tpu.pod import partitioning
+from shortcut_tpu.pod import partitioning, topologies
 from shortcut_tpu.pod.topologies import Topology
+from shortcut_tpu.training import flops
 from shortcut_tpu.training.experiment import Experiment, latent_shape
 from shortcut_tpu.training.flops import count_flops, kernel_flops, layer_passes
 from shortcut_tpu.training.input import needs_pairs
@@ -41,7 +42,7 @@ from shortcut_tpu.training.latents import with_statistics
 
 PROGRAMS = ("train", "sample", "forward")
 # What makes figures of a compiled program, beside this package.
-_READERS = ("training/flops.py", "pod/topologies.py")
+_READERS = (flops.__file__, topologies.__file__)
 
 
 def batch_fields(config: ConfigDict) -> dict[str, tuple[Any, tuple[int, ...]]]:
@@ -126,7 +127,7 @@ class Candidate:
         for text in (topology.name, importlib.metadata.version("libtpu")):
             digest.update(text.encode())
         package = Path(__file__).parent
-        for path in (*sorted(package.glob("*.py")), *(package.parent / name for name in _READERS)):
+        for path in (*sorted(package.glob("*.py")), *map(Path, _READERS)):
             digest.update(path.read_bytes())
         return digest.hexdigest()
 

@@ -14,10 +14,12 @@ from pathlib import Path
 import re
 from typing import NamedTuple
 
+from shortcut_tpu.training import experiment
+
 _TABLES = ("FileNames", "FunctionNames", "FileLocations", "StackFrames")
 _PACKAGE = Path(__file__).parents[1]
 # What calls the functions that are compiled, for every program the same.
-_CALLERS = (_PACKAGE / "compiled", _PACKAGE / "experiment.py")
+_CALLERS = (_PACKAGE / "compiled", Path(experiment.__file__))
 
 
 class Frame(NamedTuple):

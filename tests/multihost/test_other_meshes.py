@@ -69,18 +69,18 @@ def test_a_second_run_on_the_same_workdir_refuses(tmp_path, lab):
 def test_a_changed_config_is_refused_and_then_allowed(tmp_path, lab):
     workdir, log = tmp_path / "run", tmp_path / "log"
     shutil.copytree(lab.unbroken, workdir)
-    change = "--config.train.num_steps=17"
-    arguments = pods.train_arguments(workdir, lab.data, change)
+    changes = ("--config.train.num_steps=17", "--config.optimizer.b1=0.8")
+    arguments = pods.train_arguments(workdir, lab.data, *changes)
     with pods.started(arguments, lab.environment(), log) as run:
         assert pods.ended(run, log) == 1
     assert (
         log.read_text()
         .splitlines()[-1]
         .startswith(
-            "error: the config is not that of the checkpoint: train.num_steps: 16 -> 17. Give "
+            "error: the config is not that of the checkpoint: optimizer.b1: 0.9 -> 0.8. Give "
         )
     )
-    arguments = pods.train_arguments(workdir, lab.data, change, "--allow_config_change")
+    arguments = pods.train_arguments(workdir, lab.data, *changes, "--allow_config_change")
     with pods.started(arguments, lab.environment(), log) as run:
         pods.until(lambda: "step 17/17" in log.read_text(), run, log)
         assert pods.ended(run, log) == 0, log.read_text()

@@ -205,6 +205,8 @@ class Manifest:
 
     def _check(self) -> None:
         """Raises a ValueError where the parts do not agree, or are of another type."""
+        if not self.latent_shape:
+            raise ValueError("its latents have no axes")
         for shard in self.shards:
             counts = (shard.num_records, shard.num_bytes)
             if not all(type(count) is int and count >= 0 for count in counts):
@@ -212,7 +214,7 @@ class Manifest:
             if not _is_name(shard.file):
                 raise ValueError(f"a shard's file is {shard.file!r}, it needs a name in the folder")
             if shard.moments and (
-                [len(sums) for sums in shard.moments] != [self.latent_shape[-1]] * 2
+                [len(sums) for sums in shard.moments] != [*self.latent_shape[-1:]] * 2
                 or not all(type(value) in (int, float) for sums in shard.moments for value in sums)
             ):
                 raise ValueError("a shard's moments are not two numbers a channel")

@@ -14,7 +14,6 @@ from shortcut_tpu.cli import command
 from shortcut_tpu.models import NETWORKS
 from shortcut_tpu.objectives import OBJECTIVES
 from shortcut_tpu.training.experiment import Experiment
-from shortcut_tpu.training.flops import count_flops
 
 
 def method_config(config: ConfigDict, name: str, seed: int) -> ConfigDict:
@@ -49,12 +48,10 @@ def with_recipe(config: ConfigDict, name: str) -> ConfigDict:
 
 
 def training_flops(config: ConfigDict) -> int:
-    """Operations in the matrix products of a whole training."""
+    """Operations in the products of a whole training, without recomputation."""
     experiment = Experiment.from_config(config, jax.devices())
     data = Manifest.load(staging.local(config.data.path, config.data.stage))
     fields = data.fields
     if experiment.objective.needs_pairs:
         fields = pair_fields(data.latent_shape)
-    batch = experiment.abstract_batch(row_shapes(fields))
-    step = count_flops(experiment.train_step, experiment.abstract_state, batch)
-    return step * config.train.num_steps
+    return experiment.model_flops(row_shapes(fields)) * config.train.num_steps

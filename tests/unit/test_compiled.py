@@ -66,6 +66,8 @@ def test_an_unrolled_train_step_costs_what_the_shapes_say(method, devices):
 
 def test_the_model_flops_are_those_of_one_device_that_recomputes_nothing(tiny_config, devices):
     fields = batch_fields(tiny_config)
+    with tiny_config.unlocked():
+        tiny_config.model.remat = "none"
     plain = Experiment.from_config(tiny_config, devices[:1])
     arguments = (plain.abstract_state, plain.abstract_batch(fields))
     expected = count_flops(plain.train_step, *arguments)

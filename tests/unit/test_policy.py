@@ -236,5 +236,6 @@ def test_records_of_another_shape_are_refused(config, records, key, value, messa
 def test_an_unknown_network_is_refused(config):
     with config.unlocked():
         config.model.network = "unet"
-    with pytest.raises(UserError, match=r"model\.network='unet' is none of dit, policy"):
+    known = "dit, in_context, policy"
+    with pytest.raises(UserError, match=rf"model\.network='unet' is none of {known}"):
         Experiment.from_config(config, jax.devices()[:1])

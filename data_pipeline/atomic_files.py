@@ -6,6 +6,7 @@ upload is through, so it needs no other name.
 Usage:
     write_json(epath.Path("gs://BUCKET/manifest.json"), content)
     write_text(epath.Path("DIR/notes"), "text")
+    write_output("sheet.png", png)     # and a UserError where it cannot
     put(Path("shard.tmp"), epath.Path("gs://BUCKET/shard"))
     try:
         ...
@@ -102,6 +103,20 @@ def put(written: Path, path: epath.Path) -> None:
         os.replace(written, path)
 
 
+def write_bytes(path: epath.Path, content: bytes, suffix: str = ".tmp") -> None:
+    """Writes bytes as `write_text` does a text.
+
+    Raises:
+        one of `failures()`.
+    """
+    if in_bucket(path):
+        path.write_bytes(content)
+    else:
+        temporary = Path(path.with_name(f".{path.name}{suffix}"))
+        temporary.write_bytes(content)
+        put(temporary, path)
+
+
 def write_text(path: epath.Path, text: str, suffix: str = ".tmp") -> None:
     """Writes a text, whole or not at all.
 
@@ -113,12 +128,7 @@ def write_text(path: epath.Path, text: str, suffix: str = ".tmp") -> None:
     Raises:
         one of `failures()`.
     """
-    if in_bucket(path):
-        path.write_text(text)
-    else:
-        temporary = Path(path.with_name(f".{path.name}{suffix}"))
-        temporary.write_text(text, encoding="utf-8")
-        put(temporary, path)
+    write_bytes(path, text.encode(), suffix)
 
 
 def write_json(path: epath.Path, content: Any, suffix: str = ".tmp") -> None:
@@ -131,3 +141,18 @@ def write_json(path: epath.Path, content: Any, suffix: str = ".tmp") -> None:
         write_text(path, json.dumps(content, indent=2) + "\n", suffix)
     except failures() as error:
         raise UserError(f"{path}: cannot be written: {error}") from None
+
+
+def write_output(path: str | os.PathLike[str], content: bytes) -> None:
+    """Writes a file that a user asked for, and the folders it lies in.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    place = epath.Path(path)
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(place, content)
+    except failures() as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: cannot be written: {reason}") from None

@@ -8,7 +8,6 @@ Usage:
   tree = read_pickle("checkpoint.pkl")    # {"params": {"Dense_0": {"kernel": array, ...}}, ...}
 """
 
-from collections.abc import Callable
 import math
 import os
 import pickle
@@ -20,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from data_pipeline.errors import UserError
+from data_pipeline.stand_ins import Call, Namespace, plain_names, unknown
 from data_pipeline.system_errors import unreadable
 
 _NUMBERS = re.compile(r"(b1|[iu][1248]|f[248])")
@@ -84,42 +84,15 @@ def _scalar(dtype: Any, data: Any) -> _Array:
     return _Array(data, dtype, (), "C")
 
 
-class _Namespace:
-    """argparse's: what a command was told, as plain data."""
-
-    __slots__ = ("values",)
-
-    def __init__(self) -> None:
-        self.values: dict[str, Any] = {}
-
-    def __setstate__(self, state: Any) -> None:
-        self.values = dict(state)
-
-
 def _stand_ins() -> dict[tuple[str, str], Any]:
-    """What each known name becomes, made anew for every file: a pickle may write to them."""
-
-    class Call:
-        """A function that a pickle may call and cannot look into."""
-
-        __slots__ = ("_function",)
-
-        def __init__(self, function: Callable[..., Any]):
-            self._function = function
-
-        def __call__(self, *args: Any) -> Any:
-            return self._function(*args)
-
-    names: dict[tuple[str, str], Any] = {
+    """What each known name becomes, made anew for each file."""
+    names = plain_names() | {
         ("numpy", "ndarray"): "ndarray",
         ("numpy", "dtype"): Call(_DType),
         ("ml_dtypes", "bfloat16"): "bfloat16",
         ("jax._src.array", "_reconstruct_array"): Call(_jax_array),
         ("flax.core.frozen_dict", "FrozenDict"): Call(lambda tree: tree),
         ("collections", "OrderedDict"): Call(dict),
-        ("argparse", "Namespace"): type("Namespace", (_Namespace,), {"__slots__": ()}),
-        # Bytes, before pickles had a way to write them.
-        ("_codecs", "encode"): Call(lambda text, _: text.encode("latin1")),
         ("__builtin__", "bytes"): Call(lambda: b""),
     }
     for core in ("numpy.core", "numpy._core"):
@@ -148,14 +121,14 @@ class _Unpickler(pickle.Unpickler):
                     return tuple.__new__(cls, fields)
 
             return State
-        raise UserError(f"names {module}.{name}, which weights have no need of; it is not read")
+        raise unknown(module, name)
 
 
 def _made(tree: Any) -> Any:
     """A tree with its arrays made, of dicts, lists, tuples, numbers and texts only."""
     if isinstance(tree, _Array):
         return tree.make()
-    if isinstance(tree, _Namespace):
+    if isinstance(tree, Namespace):
         return _made(tree.values)
     if isinstance(tree, dict):
         return {key: _made(value) for key, value in tree.items()}

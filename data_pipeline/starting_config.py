@@ -17,7 +17,7 @@ from pathlib import Path
 import textwrap
 import time
 
-from data_pipeline.errors import UserError
+from data_pipeline.atomic_files import write_output
 from data_pipeline.manifest import Manifest
 
 # Seconds of training: on processors what a coffee takes, on accelerators a working day.
@@ -143,11 +143,7 @@ def write(path: Path, plan: Plan, manifest: Manifest, output: str, autoencoder: 
     Raises:
         UserError: it cannot be written.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text(plan, manifest, output, autoencoder))
-    except OSError as error:
-        raise UserError(f"--write_config={path}: {error.strerror or error}") from None
+    write_output(path, text(plan, manifest, output, autoencoder).encode())
 
 
 def text(plan: Plan, manifest: Manifest, output: str, autoencoder: str) -> str:

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from data_pipeline.errors import UserError
+from data_pipeline.stand_ins import Call, Namespace, plain_names, unknown
 from data_pipeline.system_errors import unreadable
 
 R = TypeVar("R")
@@ -85,44 +86,18 @@ class _RebuildTensor:
         return _Tensor(storage, offset, tuple(shape), tuple(strides))
 
 
-class _Inert:
-    """Stands for a function that a pickle may call: whatever it is told, it gives one thing."""
-
-    __slots__ = ("_result",)
-
-    def __init__(self, result: Callable[..., Any]):
-        self._result = result
-
-    def __call__(self, *args: Any) -> Any:
-        return self._result(*args)
-
-
-class Namespace:
-    """Stands for argparse's: holds what a command was told, and does nothing with it."""
-
-    __slots__ = ("values",)
-
-    def __init__(self) -> None:
-        self.values: dict[str, Any] = {}
-
-    def __setstate__(self, state: Any) -> None:
-        self.values = dict(state)
-
-
 def _named() -> dict[tuple[str, str], Any]:
     """Stand-ins for the names of plain data, made anew for each file."""
-    number = _Inert(lambda *_: None)  # Of numpy: the weights are torch's, and need none.
-    names: dict[tuple[str, str], Any] = {
+    number = Call(lambda *_: None)  # Of numpy: the weights are torch's, and need none.
+    names = plain_names() | {
         ("collections", "OrderedDict"): OrderedDict,
-        ("collections", "defaultdict"): _Inert(lambda *_: {}),
+        ("collections", "defaultdict"): Call(lambda *_: {}),
         ("torch", "Size"): tuple,
-        ("torch", "device"): _Inert(lambda *parts: ":".join(map(str, parts))),
+        ("torch", "device"): Call(lambda *parts: ":".join(map(str, parts))),
         ("torch._utils", "_rebuild_tensor_v2"): _RebuildTensor(),
-        ("torch._utils", "_rebuild_parameter"): _Inert(lambda data, *_: data),
-        ("argparse", "Namespace"): type("Namespace", (Namespace,), {"__slots__": ()}),
-        ("pathlib", "PosixPath"): _Inert(lambda *parts: "/".join(map(str, parts))),
-        ("_codecs", "encode"): _Inert(lambda text, _: text.encode("latin1")),
-        ("numpy", "dtype"): _Inert(lambda *_: _Ignored()),
+        ("torch._utils", "_rebuild_parameter"): Call(lambda data, *_: data),
+        ("pathlib", "PosixPath"): Call(lambda *parts: "/".join(map(str, parts))),
+        ("numpy", "dtype"): Call(lambda *_: _Ignored()),
     }
     for core in ("numpy.core", "numpy._core"):
         names[f"{core}.multiarray", "scalar"] = number
@@ -153,7 +128,7 @@ class _Unpickler(pickle.Unpickler):
             return self._names[module, name]
         if module == "torch" and name in _DTYPES:
             return name
-        raise UserError(f"names {module}.{name}, which weights have no need of; it is not read")
+        raise unknown(module, name)
 
     def persistent_load(self, pid: Any) -> _Storage:
         tag, kind, key, _, size, *view = pid

@@ -24,10 +24,9 @@ from etils import epath
 import jax
 from ml_collections import ConfigDict
 import numpy as np
-from PIL import Image
 
 from data_pipeline import staging
-from data_pipeline.atomic_files import require_place
+from data_pipeline.atomic_files import require_place, write_json, write_output
 from data_pipeline.autoencoders import load_autoencoder
 from data_pipeline.errors import UserError
 from shortcut_tpu import generate_pairs
@@ -41,7 +40,7 @@ from shortcut_tpu.evaluation.evaluator import make_evaluator
 from shortcut_tpu.evaluation.generator import make_generator
 from shortcut_tpu.evaluation.inputs import require_named
 from shortcut_tpu.objectives import OBJECTIVES
-from shortcut_tpu.observability.sheets import methods_figure
+from shortcut_tpu.observability.sheets import methods_figure, to_png
 from shortcut_tpu.pod import distributed
 from shortcut_tpu.runs.loading import load_run
 from shortcut_tpu.runs.skipping import Diverged
@@ -183,7 +182,7 @@ def score(plan: Plan, steps: Sequence[int]) -> dict[int, float] | None:
         distances = None
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
-        scores.write_text(json.dumps(asked | {"distances": distances}, indent=2) + "\n")
+        write_json(scores, asked | {"distances": distances})
     jax.clear_caches()
     return distances
 
@@ -275,15 +274,13 @@ def main() -> None:
     say(*paper_claims.check(means, {row.name: row.phases for row in rows}))
     if jax.process_index() == 0:
         figure = workdir / "distances.png"
-        with figure.open("wb") as file:
-            page = methods_figure(config.evaluation.protocol, {k: v for k, v in means.items() if v})
-            Image.fromarray(page).save(file, "png")
+        page = methods_figure(config.evaluation.protocol, {k: v for k, v in means.items() if v})
+        write_output(figure, to_png(page))
         say(f"figure: {figure}")
         first = {name: workdir / name / f"seed_{config.seed}" for name in names}
         samples = pictures.methods_sheet(first, steps, config.data)
         if samples is not None:
-            with (workdir / "samples.png").open("wb") as file:
-                Image.fromarray(samples).save(file, "png")
+            write_output(workdir / "samples.png", to_png(samples))
             say(f"samples: {workdir / 'samples.png'}")
         command.write_json(
             {

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from absl import flags
 from etils import epath
 
+from data_pipeline.atomic_files import write_output
 from data_pipeline.errors import UserError
 from shortcut_tpu.cli import command
 from shortcut_tpu.cli.console import say
@@ -42,11 +43,7 @@ def main() -> None:
     runs = [
         read_summary(name, workdir) for name, workdir in zip(names(workdirs), workdirs, strict=True)
     ]
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(page(runs))
-    except OSError as error:
-        raise UserError(f"{output}: cannot be written: {error.strerror or error}") from None
+    write_output(output, page(runs).encode())
     say(f"report: {output}")
 
 

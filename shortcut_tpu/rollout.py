@@ -7,7 +7,6 @@ Every step count starts from the same states and the same noises. By default the
 are the evaluation average of the newest checkpoint. --output draws some trajectories.
 """
 
-import io
 import math
 from typing import Any
 
@@ -15,12 +14,12 @@ from absl import flags
 from etils import epath
 import jax
 import numpy as np
-from PIL import Image
 
-from data_pipeline.errors import UserError
+from data_pipeline.atomic_files import write_output
 from shortcut_tpu.cli import command
 from shortcut_tpu.cli.console import say
 from shortcut_tpu.evaluation.rollouts import FIRST_EPISODE, Outcome, Rollouts
+from shortcut_tpu.observability.sheets import to_png
 from shortcut_tpu.observability.trajectories import trajectories_figure
 from shortcut_tpu.pod import distributed
 from shortcut_tpu.runs.loading import load_run, require_steps
@@ -69,7 +68,7 @@ def main() -> None:
         trajectories = {n: rollouts(run.params, shown, draws, n).states for n in steps}
         if jax.process_index() == 0:
             figure = trajectories_figure(trajectories, rollouts.task, _REPEATS)
-            _save(epath.Path(values.output), figure)
+            write_output(values.output, to_png(figure))
         say(f"trajectories: {values.output}")
     if jax.process_index() == 0:
         command.write_json(
@@ -104,16 +103,6 @@ def table(outcomes: dict[int, Outcome]) -> list[str]:
         success = f"{figures['success']:.3f} ± {figures['success_error']:.3f}"
         lines.append(f"{n:>5}{success:>16}{figures['distance']:>10.3f}{figures['actions']:>9.1f}")
     return lines
-
-
-def _save(path: epath.Path, picture: np.ndarray) -> None:
-    content = io.BytesIO()
-    Image.fromarray(picture).save(content, "png")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content.getvalue())
-    except OSError as error:
-        raise UserError(f"--output={path}: {error.strerror or error}") from None
 
 
 if __name__ == "__main__":

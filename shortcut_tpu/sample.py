@@ -25,22 +25,21 @@ from etils import epath
 import jax
 from ml_collections import ConfigDict
 import numpy as np
-from PIL import Image
 
-from data_pipeline.atomic_files import in_bucket
+from data_pipeline.atomic_files import in_bucket, write_output
 from data_pipeline.errors import UserError
 from data_pipeline.progress import progress_bar
 from shortcut_tpu.cli import command
 from shortcut_tpu.cli.console import say
 from shortcut_tpu.cli.labels import label_names, parse_labels
-from shortcut_tpu.evaluation.generator import Generator, make_generator, unit_to_uint8
-from shortcut_tpu.evaluation.interpolation import InterpolatingGenerator
+from shortcut_tpu.evaluation.generator import Generator, unit_to_uint8
 from shortcut_tpu.evaluation.labels import make_labels
 from shortcut_tpu.evaluation.protocols import get_protocol
 from shortcut_tpu.evaluation.real_images import real_latents
 from shortcut_tpu.evaluation.sample_folders import SampleFolder
+from shortcut_tpu.evaluation.samples import generator_of
 from shortcut_tpu.observability.charts import in_steps
-from shortcut_tpu.observability.sheets import beside, distance_figure, sheet
+from shortcut_tpu.observability.sheets import beside, distance_figure, sheet, to_png
 from shortcut_tpu.observability.summary import Score, read_score
 from shortcut_tpu.pod import distributed
 from shortcut_tpu.runs.checksums import digest_of
@@ -104,17 +103,8 @@ def main() -> None:
     seed = config.seed if values.seed is None else values.seed
     labels = np.repeat(parse_labels(values.labels, config.data), values.columns)
     guidance = command.guidance(config.evaluation)
-    generator: Generator
-    if values.interpolate:
-        generator = InterpolatingGenerator(
-            run.experiment,
-            run.autoencoder,
-            guidance=guidance,
-            seed=seed,
-            points=values.columns,
-        )
-    else:
-        generator = make_generator(run.experiment, run.autoencoder, seed, guidance)
+    points = values.columns if values.interpolate else None
+    generator = generator_of(run, seed, guidance, points)
     rows = min(len(labels), _BATCH)
     batches = [np.arange(i, min(i + rows, len(labels))) for i in range(0, len(labels), rows)]
     images = np.stack(
@@ -138,11 +128,7 @@ def main() -> None:
             )
         else:
             content = npz(images=images, labels=labels, steps=steps, seed=seed, step=run.step)
-        try:
-            output.parent.mkdir(parents=True, exist_ok=True)
-            output.write_bytes(content)
-        except OSError as error:
-            raise UserError(f"--output={output}: {error.strerror or error}") from None
+        write_output(output, content)
     say(f"{output}: step {run.step}, {len(labels)} samples at {', '.join(map(str, steps))} steps")
 
 
@@ -164,7 +150,7 @@ def _write_folder(run: Run, workdir: epath.Path, output: epath.Path, num_steps: 
     """Writes the first --num samples of a checkpoint as PNG files."""
     values, config = flags.FLAGS, run.experiment.config
     guidance = command.guidance(config.evaluation)
-    generator = make_generator(run.experiment, run.autoencoder, values.seed, guidance)
+    generator = generator_of(run, values.seed, guidance)
     balance = config.evaluation.class_balance or get_protocol(config.evaluation.protocol).balance
     if values.labels is None:
         labels = make_labels(
@@ -256,9 +242,7 @@ def png(
     )
     if score is not None:
         page = beside(page, distance_figure(score.metric, score.distances))
-    content = io.BytesIO()
-    Image.fromarray(page).save(content, "png")
-    return content.getvalue()
+    return to_png(page)
 
 
 def npz(**arrays: Any) -> bytes:

@@ -15,6 +15,7 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
+from data_pipeline.atomic_files import write_bytes
 from shortcut_tpu.cli.labels import label_names
 from shortcut_tpu.evaluation.evaluator import Evaluator
 from shortcut_tpu.evaluation.generator import unit_to_uint8
@@ -61,7 +62,7 @@ def keep(
         content = io.BytesIO()
         np.savez_compressed(content, allow_pickle=False, **arrays)
         workdir.mkdir(parents=True, exist_ok=True)
-        (workdir / _FILE).write_bytes(content.getvalue())
+        write_bytes(workdir / _FILE, content.getvalue())
 
 
 def methods_sheet(

@@ -13,7 +13,6 @@ Usage, where this package is not:
 from collections.abc import Sequence
 import functools
 import io
-import json
 from typing import Any
 
 from etils import epath
@@ -22,8 +21,9 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
+from data_pipeline.atomic_files import write_json, write_output
 from data_pipeline.errors import UserError
-from shortcut_tpu.conversion.tensors import card, named, nested, write
+from shortcut_tpu.conversion.tensors import card, named, nested
 from shortcut_tpu.evaluation.generator import Generator
 from shortcut_tpu.runs.loading import Run
 from shortcut_tpu.sampling.guidance import Guidance
@@ -73,8 +73,8 @@ def write_artifact(folder: epath.Path, run: Run, ema: str, steps: Sequence[int])
         raise UserError(f"{folder} is not an empty folder; give another --output")
     content = io.BytesIO()
     np.savez(content, **named(run.params, _SEPARATOR))  # type: ignore[arg-type]
-    write(folder / "weights.npz", content.getvalue())
+    write_output(folder / "weights.npz", content.getvalue())
     for num_steps in steps:
-        write(folder / f"sampler_{num_steps}.jax", export_sampler(run, num_steps))
+        write_output(folder / f"sampler_{num_steps}.jax", export_sampler(run, num_steps))
     more = {"call": _CALL, "jax": jax.__version__, "platforms": PLATFORMS, "steps": list(steps)}
-    write(folder / "card.json", (json.dumps(card(run, ema) | more, indent=2) + "\n").encode())
+    write_json(folder / "card.json", card(run, ema) | more)

@@ -63,6 +63,64 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]:
     return named
 
 
+def linen_shapes(layers: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Shapes of the arrays of flax.linen layers, of whose kernels these are the shapes."""
+    shapes = {}
+    for name, shape in layers.items():
+        shapes[f"{name}/kernel"], shapes[f"{name}/bias"] = shape, shape[-1:]
+    return shapes
+
+
+def linen_layer(weights: Tensors, name: str, *shape: int) -> Layer:
+    """A layer of flax.linen, its inputs on one axis and its outputs laid out in `shape`, if any."""
+    kernel, bias = weights[f"{name}/kernel"], weights[f"{name}/bias"]
+    return linear(kernel.reshape(-1, bias.size), bias, *(shape or bias.shape))
+
+
+def linen_dit_facts(
+    path: str | os.PathLike[str],
+    weights: Tensors,
+    *,
+    patches: str,
+    hidden: str,
+    labels: str,
+    published: Mapping[tuple[int, int], tuple[int, int]],
+    of: str,
+) -> dict[str, Any]:
+    """Keys of the config that the weights of a DiT in flax.linen tell.
+
+    Args:
+      path: where they are from.
+      weights: by name.
+      patches: name of the patches' kernel [patch, patch, channels, width].
+      hidden: name of the first block's first MLP kernel, which has a 0 for the block's number.
+      labels: name of the label table, one row of which is for no label.
+      published: heads and side of the latents, which no shape tells, by width and depth.
+      of: whose network it would be.
+
+    Raises:
+      UserError: the weights are of another network.
+    """
+    try:
+        patch, _, channels, width = weights[patches].shape
+        mlp_ratio = weights[hidden].shape[1] / width
+        rows = weights[labels].shape[0]
+    except (IndexError, KeyError, ValueError) as error:
+        raise UserError(f"{path}: not the network of {of}: {error}") from None
+    depth = sum(name.endswith(hidden.partition("0/")[2]) for name in weights)
+    facts: dict[str, Any] = {
+        "model.width": width,
+        "model.depth": depth,
+        "model.patch_size": patch,
+        "model.mlp_ratio": mlp_ratio,
+        "data.channels": channels,
+        "data.num_classes": rows - 1,
+    }
+    if (width, depth) in published:
+        facts["model.num_heads"], facts["data.image_size"] = published[width, depth]
+    return facts
+
+
 def reversed_time(kernel: np.ndarray, last: int) -> np.ndarray:
     """A kernel [256, D] of the sinusoids of k as one of those of s = last - k.
 

@@ -10,6 +10,7 @@ Usage:
   params = imf_params("iMF-B-2", weights, model)
 """
 
+import functools
 import os
 from typing import Any
 
@@ -18,7 +19,7 @@ import numpy as np
 
 from data_pipeline.autoencoders.weights import fitted
 from data_pipeline.errors import UserError
-from shortcut_tpu.conversion.foreign import Tensors, assemble, linear, reversed_time, stack
+from shortcut_tpu.conversion.foreign import Tensors, assemble, linen_layer, reversed_time, stack
 from shortcut_tpu.models import InContext, Params
 from shortcut_tpu.models.embeddings import SINUSOID_CHANNELS
 from shortcut_tpu.models.in_context import InContextConfig
@@ -139,9 +140,7 @@ def imf_params(path: str | os.PathLike[str], weights: Tensors, model: InContext)
     width, heads, own = config.width, config.num_heads, config.aux_head_depth
     used = fitted(path, weights, _shapes(config, with_v))
 
-    def layer(name: str) -> dict[str, Any]:
-        kernel, bias = used[f"{name}/kernel"], used[f"{name}/bias"]
-        return linear(kernel.reshape(-1, bias.size), bias, *bias.shape)
+    layer = functools.partial(linen_layer, used)
 
     def kernel(name: str, *shape: int) -> dict[str, Any]:
         return {"kernel": used[f"{name}/kernel"].reshape(shape)}

@@ -9,20 +9,21 @@ Usage:
   params = meanflow_params("DIR", weights, model)
 """
 
+import functools
 import os
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from data_pipeline.autoencoders.weights import fitted
-from data_pipeline.errors import UserError
 from shortcut_tpu.conversion.foreign import (
     Layer,
     Tensors,
     assemble,
-    attention,
     attention_out,
-    linear,
+    linen_dit_facts,
+    linen_layer,
+    linen_shapes,
     reversed_time,
     stack,
 )
@@ -30,9 +31,14 @@ from shortcut_tpu.models import DiT, Params
 from shortcut_tpu.models.dit import DiTConfig
 from shortcut_tpu.models.embeddings import SINUSOID_CHANNELS
 
-# Heads by width and depth of its S, B, M, L and XL, which no tensor's shape tells.
-_HEADS = {(384, 12): 6, (768, 12): 12, (1024, 16): 16, (1024, 24): 16, (1152, 28): 16}
-_SIDE = 32
+# Heads and side of the latents by width and depth of its S, B, M, L and XL.
+_PUBLISHED = {
+    (384, 12): (6, 32),
+    (768, 12): (12, 32),
+    (1024, 16): (16, 32),
+    (1024, 24): (16, 32),
+    (1152, 28): (16, 32),
+}
 
 
 def meanflow_facts(path: str | os.PathLike[str], weights: Tensors) -> dict[str, Any]:
@@ -41,24 +47,15 @@ def meanflow_facts(path: str | os.PathLike[str], weights: Tensors) -> dict[str, 
     Raises:
       UserError: the weights are of another network.
     """
-    try:
-        patch, _, channels, width = weights["x_embedder/proj/kernel"].shape
-        hidden = weights["blocks/layers_0/mlp/fc1/kernel"].shape[1]
-        rows = weights["y_embedder/embedding_table/embedding"].shape[0]
-    except (IndexError, KeyError, ValueError) as error:
-        raise UserError(f"{path}: not the network of MeanFlow: {error}") from None
-    depth = sum(name.endswith("mlp/fc1/kernel") for name in weights)
-    facts: dict[str, Any] = {
-        "model.width": width,
-        "model.depth": depth,
-        "model.patch_size": patch,
-        "model.mlp_ratio": hidden / width,
-        "data.channels": channels,
-        "data.num_classes": rows - 1,
-    }
-    if (width, depth) in _HEADS:
-        facts |= {"model.num_heads": _HEADS[width, depth], "data.image_size": _SIDE}
-    return facts
+    return linen_dit_facts(
+        path,
+        weights,
+        patches="x_embedder/proj/kernel",
+        hidden="blocks/layers_0/mlp/fc1/kernel",
+        labels="y_embedder/embedding_table/embedding",
+        published=_PUBLISHED,
+        of="MeanFlow",
+    )
 
 
 def configure_meanflow(config: ConfigDict) -> None:
@@ -85,12 +82,8 @@ def _shapes(config: DiTConfig) -> dict[str, tuple[int, ...]]:
         layers[f"{block}/attn/proj"] = (width, width)
         layers[f"{block}/mlp/fc1"] = (width, hidden)
         layers[f"{block}/mlp/fc2"] = (hidden, width)
-    shapes: dict[str, tuple[int, ...]] = {
-        "y_embedder/embedding_table/embedding": (config.num_classes + 1, width)
-    }
-    for name, shape in layers.items():
-        shapes[f"{name}/kernel"], shapes[f"{name}/bias"] = shape, shape[-1:]
-    return shapes
+    labels = {"y_embedder/embedding_table/embedding": (config.num_classes + 1, width)}
+    return labels | linen_shapes(layers)
 
 
 def meanflow_params(path: str | os.PathLike[str], weights: Tensors, model: DiT) -> Params:
@@ -108,21 +101,12 @@ def meanflow_params(path: str | os.PathLike[str], weights: Tensors, model: DiT) 
     width, heads = config.width, config.num_heads
     used = fitted(path, weights, _shapes(config))
 
-    def layer(name: str, *shape: int) -> Layer:
-        kernel, bias = used[f"{name}/kernel"], used[f"{name}/bias"]
-        return linear(kernel.reshape(-1, bias.size), bias, *(shape or bias.shape))
-
-    def qkv(name: str) -> Layer:
-        whole = layer(name, 3, width)
-        query, key, value = (
-            {part: array[..., index, :] for part, array in whole.items()} for index in range(3)
-        )
-        return attention(query, key, value, heads)
+    layer = functools.partial(linen_layer, used)
 
     def block(name: str) -> dict[str, Layer]:
         return {
             "modulation": layer(f"{name}/adaLN_modulation/layers_1", 6, width),
-            "qkv": qkv(f"{name}/attn/qkv"),
+            "qkv": layer(f"{name}/attn/qkv", 3, heads, width // heads),
             "attention_out": attention_out(layer(f"{name}/attn/proj"), heads),
             "mlp_in": layer(f"{name}/mlp/fc1"),
             "mlp_out": layer(f"{name}/mlp/fc2"),

@@ -8,6 +8,7 @@ Usage:
   params = official_params(path, weights, model)
 """
 
+import functools
 import os
 from typing import Any
 
@@ -23,7 +24,9 @@ from shortcut_tpu.conversion.foreign import (
     attention,
     attention_out,
     flat,
-    linear,
+    linen_dit_facts,
+    linen_layer,
+    linen_shapes,
     stack,
 )
 from shortcut_tpu.models import DiT, Params
@@ -61,24 +64,15 @@ def official_facts(path: str | os.PathLike[str], weights: Tensors) -> dict[str, 
     Raises:
       UserError: the weights are of another network.
     """
-    try:
-        patch, _, channels, width = weights["PatchEmbed_0/Conv_0/kernel"].shape
-        hidden = weights["DiTBlock_0/MlpBlock_0/Dense_0/kernel"].shape[1]
-        rows = weights["LabelEmbedder_0/Embed_0/embedding"].shape[0]
-    except (IndexError, KeyError, ValueError) as error:
-        raise UserError(f"{path}: not the network of shortcut-models: {error}") from None
-    depth = sum(name.endswith("MlpBlock_0/Dense_0/kernel") for name in weights)
-    facts: dict[str, Any] = {
-        "model.width": width,
-        "model.depth": depth,
-        "model.patch_size": patch,
-        "model.mlp_ratio": hidden / width,
-        "data.channels": channels,
-        "data.num_classes": rows - 1,
-    }
-    if (width, depth) in _PUBLISHED:
-        facts["model.num_heads"], facts["data.image_size"] = _PUBLISHED[width, depth]
-    return facts
+    return linen_dit_facts(
+        path,
+        weights,
+        patches="PatchEmbed_0/Conv_0/kernel",
+        hidden="DiTBlock_0/MlpBlock_0/Dense_0/kernel",
+        labels="LabelEmbedder_0/Embed_0/embedding",
+        published=_PUBLISHED,
+        of="shortcut-models",
+    )
 
 
 def configure_official(config: ConfigDict) -> None:
@@ -103,12 +97,8 @@ def _shapes(config: DiTConfig) -> dict[str, tuple[int, ...]]:
             layers[f"{block}/Dense_{dense}"] = (width, width)
         layers[f"{block}/MlpBlock_0/Dense_0"] = (width, hidden)
         layers[f"{block}/MlpBlock_0/Dense_1"] = (hidden, width)
-    shapes: dict[str, tuple[int, ...]] = {
-        "LabelEmbedder_0/Embed_0/embedding": (config.num_classes + 1, width)
-    }
-    for name, shape in layers.items():
-        shapes[f"{name}/kernel"], shapes[f"{name}/bias"] = shape, shape[-1:]
-    return shapes
+    labels = {"LabelEmbedder_0/Embed_0/embedding": (config.num_classes + 1, width)}
+    return labels | linen_shapes(layers)
 
 
 def official_params(path: str | os.PathLike[str], weights: Tensors, model: DiT) -> Params:
@@ -127,9 +117,7 @@ def official_params(path: str | os.PathLike[str], weights: Tensors, model: DiT) 
     used = {name: tensor for name, tensor in weights.items() if name != _UNUSED}
     used = fitted(path, used, _shapes(config))
 
-    def layer(name: str, *shape: int) -> Layer:
-        kernel, bias = used[f"{name}/kernel"], used[f"{name}/bias"]
-        return linear(kernel.reshape(-1, bias.size), bias, *(shape or bias.shape))
+    layer = functools.partial(linen_layer, used)
 
     def block(name: str) -> dict[str, Layer]:
         key, query, value = (layer(f"{name}/Dense_{index}") for index in (1, 2, 3))

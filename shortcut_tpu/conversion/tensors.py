@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 import numpy as np
 import safetensors.numpy
 
+from data_pipeline.atomic_files import write_json, write_output
 from data_pipeline.autoencoders.weights import fitted, read_safetensors
 from data_pipeline.errors import UserError
 from data_pipeline.system_errors import unreadable
@@ -76,8 +77,8 @@ def write_tensors(output: epath.Path, params: Params, card: Mapping[str, Any]) -
     """
     content = safetensors.numpy.save(named(params), metadata={"format": FORMAT})
     beside = output.with_suffix(".json")
-    write(output, content)
-    write(beside, (json.dumps(card, indent=2) + "\n").encode())
+    write_output(output, content)
+    write_json(beside, card)
     return beside
 
 
@@ -104,18 +105,3 @@ def read_tensors(path: epath.Path) -> tuple[ConfigDict, int, Params]:
         for names, leaf in jax.tree.leaves_with_path(abstract)
     }
     return config, step, nested(fitted(path, tensors, shapes))
-
-
-def write(path: epath.Path, content: bytes) -> None:
-    """Writes a file, whole or not at all.
-
-    Raises:
-      UserError: it cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None

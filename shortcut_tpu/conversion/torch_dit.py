@@ -32,7 +32,6 @@ from shortcut_tpu.conversion.foreign import (
     Layer,
     Tensors,
     assemble,
-    attention,
     attention_out,
     linear,
     reversed_time,
@@ -178,14 +177,12 @@ def torch_dit_params(
         return linear(kernel, bias, *(shape or bias.shape))
 
     def qkv(name: str) -> Layer:
-        whole = layer(name, 3, width)
-        query, key, value = (
-            {part: array[..., index, :] for part, array in whole.items()} for index in range(3)
-        )
-        if config.faithful:
-            # A faithful model divides the logits by head_dim, these networks by its root.
-            query = {part: array * np.sqrt(width / heads) for part, array in query.items()}
-        return attention(query, key, value, heads)
+        whole = layer(name, 3, heads, width // heads)
+        if not config.faithful:
+            return whole
+        # A faithful model divides the logits by head_dim, these networks by its root.
+        factors = np.array([np.sqrt(width / heads), 1, 1])[:, None, None]
+        return {part: array * factors for part, array in whole.items()}
 
     def block(name: str) -> Mapping[str, Layer]:
         return {

@@ -11,6 +11,7 @@ from jax.experimental import multihost_utils
 import numpy as np
 
 from data_pipeline import staging
+from data_pipeline.atomic_files import write_text
 from data_pipeline.autoencoders import Autoencoder
 from data_pipeline.progress import Bar, unseen
 from shortcut_tpu.cli.console import say
@@ -131,7 +132,7 @@ class PeriodicEvaluation:
         self._writer.flush()
         if jax.process_index() == 0:
             self._folder.mkdir(parents=True, exist_ok=True)
-            (self._folder / f"{step}.json").write_text(json.dumps(scores) + "\n")
+            write_text(self._folder / f"{step}.json", json.dumps(scores) + "\n")
         say(
             f"evaluated at step {step}, {self._evaluator.num_samples} samples",
             *table(scores, self._evaluator.guidance),

@@ -21,6 +21,7 @@ import zipfile
 from etils import epath
 import numpy as np
 
+from data_pipeline.atomic_files import write_output
 from data_pipeline.errors import UserError
 from data_pipeline.npz_files import read_npz
 from data_pipeline.system_errors import unreadable
@@ -89,14 +90,7 @@ def save_reference(path: epath.PathLike, reference: Reference, features: Feature
         arrays["vectors"] = np.asarray(reference.vectors, np.float32)
     content = io.BytesIO()
     np.savez(content, allow_pickle=False, **arrays)
-    target = epath.Path(path)
-    temporary = target.parent / f"{target.name}.tmp"
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content.getvalue())
-        temporary.replace(target)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
+    write_output(path, content.getvalue())
 
 
 def load_reference(path: epath.PathLike, features: Features, length: int) -> Reference:

@@ -12,9 +12,7 @@ Usage:
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 import dataclasses
-import io
 import json
-import os
 from typing import Any
 
 from etils import epath
@@ -22,13 +20,13 @@ import jax
 from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 
-from data_pipeline.atomic_files import failures, in_bucket, write_json
+from data_pipeline.atomic_files import failures, write_bytes, write_json
 from data_pipeline.errors import UserError
 from shortcut_tpu.evaluation.generator import Generator
 from shortcut_tpu.evaluation.protocols import to_bytes
 from shortcut_tpu.evaluation.rows import ahead
+from shortcut_tpu.observability.sheets import to_png
 from shortcut_tpu.pod import distributed, partitioning
 
 ABOUT = "samples.json"
@@ -139,16 +137,9 @@ class SampleFolder:
     def _put(self, index: int, image: np.ndarray) -> None:
         if image.shape[-1] not in (1, 3):
             raise UserError(f"samples of {image.shape[-1]} channels are no pictures")
-        content = io.BytesIO()
-        Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(content, "png")
         path = self._path / _name(index)
         try:
-            if in_bucket(path):
-                path.write_bytes(content.getvalue())
-            else:
-                temporary = path.with_name(f".{path.name}.tmp")
-                temporary.write_bytes(content.getvalue())
-                os.replace(temporary, path)
+            write_bytes(path, to_png(image))
         except failures() as error:
             raise UserError(f"{path}: cannot be written: {error}") from None
 

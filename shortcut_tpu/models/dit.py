@@ -86,6 +86,10 @@ class TransformerConfig(abc.ABC):
     def level_scale(self) -> float:
         return 1.0 if self.faithful else 100.0
 
+    def told_step(self, d: jax.Array) -> jax.Array:
+        """The step size as it is embedded: as it is, or as its scaled level of the grid."""
+        return d if self.smooth_times else level_of(d, self.finest_level) * self.level_scale
+
     @property
     def logit_scale(self) -> float:
         """Attention logits: 1/sqrt(head_dim), but 1/head_dim in the official network."""
@@ -275,8 +279,7 @@ class Network(nnx.Module):
         h = self.patch_embed(self.to_tokens(x).astype(dtype))
         h = (h + self.positions()).astype(dtype)
 
-        step = d if config.smooth_times else level_of(d, config.finest_level) * config.level_scale
-        condition = self.step_embed(step)
+        condition = self.step_embed(config.told_step(d))
         if config.told_time:
             condition = self.time_embed(t * config.time_scale) + condition
         condition += self.label_embed(labels)

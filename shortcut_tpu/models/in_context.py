@@ -20,7 +20,7 @@ import numpy as np
 
 from shortcut_tpu.models.attention import attention
 from shortcut_tpu.models.dit import DiTConfig, Transformer
-from shortcut_tpu.models.embeddings import MAX_PERIOD, ScalarEmbedder, level_of
+from shortcut_tpu.models.embeddings import MAX_PERIOD, ScalarEmbedder
 from shortcut_tpu.models.patches import from_patches, to_patches
 from shortcut_tpu.models.placement import place_inputs, place_output
 from shortcut_tpu.models.stacks import run_stack, stacked
@@ -230,8 +230,7 @@ class Network(nnx.Module):
         config = self.config
         dtype = jnp.dtype(config.dtype)
         x, t, d, labels, conditions = place_inputs((x, t, d, labels, conditions))
-        step = d if config.smooth_times else level_of(d, config.finest_level) * config.level_scale
-        told = conditions | {"time": t * config.time_scale, "step": step}
+        told = conditions | {"time": t * config.time_scale, "step": config.told_step(d)}
         embedded = {name: embed(told[name]) for name, embed in self.scalar_embed.items()}
         embedded["label"] = self.label_embed(labels)
         # Tokens of a condition are its embedding, added to vectors that tell them apart.

@@ -2,10 +2,11 @@
 
 Usage:
   page = sheet(images, columns=10, row_names=["goldfish", "tench"])
-  Image.fromarray(page).save("sheet.png")
+  write_output("sheet.png", to_png(page))
 """
 
 from collections.abc import Mapping, Sequence
+import io
 import itertools
 import math
 
@@ -20,6 +21,13 @@ _BETWEEN_BLOCKS = 14
 _MARGIN = 8
 _TEXT_SIZE = 13
 _LINE = _TEXT_SIZE + 4
+
+
+def to_png(picture: np.ndarray) -> bytes:
+    """A picture [H, W, 3] or [H, W, 1] uint8 as a PNG file."""
+    content = io.BytesIO()
+    Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture).save(content, "png")
+    return content.getvalue()
 
 
 def sheet(

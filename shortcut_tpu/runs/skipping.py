@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from data_pipeline.atomic_files import write_text
 from data_pipeline.errors import UserError
 from data_pipeline.loader import record_indices
 from shortcut_tpu.cli.console import say
@@ -76,7 +77,7 @@ def stop(
     }
     path = workdir / f"skipped-{before + 1}.json"
     if jax.process_index() == 0:
-        path.write_text(json.dumps({"records_by_step": records}) + "\n")
+        write_text(path, json.dumps({"records_by_step": records}) + "\n")
     shown = ", ".join(map(str, records[before + 1][:_SHOWN]))
     raise Diverged(
         f"loss or gradients were not finite in {len(blamed)} steps in a row from step "

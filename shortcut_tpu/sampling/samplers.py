@@ -22,12 +22,23 @@ class ConditionedFn(Protocol):
     ) -> jax.Array: ...
 
 
+def _solved(
+    advance: Callable[[jax.Array, jax.Array], jax.Array], x0: jax.Array, num_steps: int
+) -> jax.Array:
+    """x at t = 1 by x_{t + 1/n} = advance(x_t, i) from t = 0, i = n t; one scan of one program."""
+
+    def step(x: jax.Array, index: jax.Array) -> tuple[jax.Array, None]:
+        return advance(x, index), None
+
+    return jax.lax.scan(step, x0, jnp.arange(num_steps))[0]
+
+
 def euler(
     velocity: VelocityFn, x0: jax.Array, labels: jax.Array, num_steps: int, d: float
 ) -> jax.Array:
     """x_{t + 1/n} = x_t + v(x_t, t, d, y) / n for t = 0, 1/n, ..., (n-1)/n.
 
-    Source: arXiv 2410.12557, algorithm 2. All steps are one scan of one program.
+    Source: arXiv 2410.12557, algorithm 2.
 
     Args:
       velocity: the network with its parameters.
@@ -41,11 +52,11 @@ def euler(
     """
     rows = x0.shape[0]
 
-    def step(x: jax.Array, index: jax.Array) -> tuple[jax.Array, None]:
+    def advance(x: jax.Array, index: jax.Array) -> jax.Array:
         t = jnp.full(rows, index / num_steps)
-        return x + velocity(x, t, jnp.full(rows, d), labels) / num_steps, None
+        return x + velocity(x, t, jnp.full(rows, d), labels) / num_steps
 
-    return jax.lax.scan(step, x0, jnp.arange(num_steps))[0]
+    return _solved(advance, x0, num_steps)
 
 
 def second_order(
@@ -67,12 +78,12 @@ def second_order(
     """
     rows = x0.shape[0]
 
-    def step(x: jax.Array, index: jax.Array) -> tuple[jax.Array, None]:
+    def advance(x: jax.Array, index: jax.Array) -> jax.Array:
         t = jnp.full(rows, index / num_steps)
         out = network(x, t, jnp.full(rows, d), labels)
-        return second_order_step(x, out, 1 / num_steps), None
+        return second_order_step(x, out, 1 / num_steps)
 
-    return jax.lax.scan(step, x0, jnp.arange(num_steps))[0]
+    return _solved(advance, x0, num_steps)
 
 
 def second_order_step(x: jax.Array, out: jax.Array, size: jax.Array | float) -> jax.Array:
@@ -107,13 +118,13 @@ def consistency(
     """
     rows = x0.shape[0]
 
-    def step(x: jax.Array, index: jax.Array) -> tuple[jax.Array, None]:
+    def advance(x: jax.Array, index: jax.Array) -> jax.Array:
         t, t_next = index / num_steps, (index + 1) / num_steps
         x1_hat = x + (1 - t) * velocity(x, jnp.full(rows, t), jnp.ones(rows), labels)
         draw = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, index), x.shape[1:]))
-        return t_next * x1_hat + (1 - t_next) * draw(keys), None
+        return t_next * x1_hat + (1 - t_next) * draw(keys)
 
-    return jax.lax.scan(step, x0, jnp.arange(num_steps))[0]
+    return _solved(advance, x0, num_steps)
 
 
 def ddim(
@@ -142,14 +153,14 @@ def ddim(
     """
     rows = x0.shape[0]
 
-    def step(x: jax.Array, index: jax.Array) -> tuple[jax.Array, None]:
+    def advance(x: jax.Array, index: jax.Array) -> jax.Array:
         t = jnp.full(rows, index / num_steps)
         a, a_next = alpha_bar(t[0]), alpha_bar((index + 1) / num_steps)
         e = epsilon(x, t, jnp.ones(rows), labels)
         x1_hat = (x - jnp.sqrt(1 - a) * e) / jnp.sqrt(a)
-        return jnp.sqrt(a_next) * x1_hat + jnp.sqrt(1 - a_next) * e, None
+        return jnp.sqrt(a_next) * x1_hat + jnp.sqrt(1 - a_next) * e
 
-    return jax.lax.scan(step, x0, jnp.arange(num_steps))[0]
+    return _solved(advance, x0, num_steps)
 
 
 def guided(

@@ -43,7 +43,7 @@ def latent_shape(data: ConfigDict) -> tuple[int, ...]:
     return (data.image_size, data.image_size, data.channels)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Experiment:
     """The parts of a run.
 

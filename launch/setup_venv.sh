@@ -76,6 +76,13 @@ if ! .venv/bin/python -m pip --version > /dev/null 2>&1; then
 fi
 
 echo "installing shortcut_tpu${extras:+[$extras]} into .venv, about a minute"
-.venv/bin/python -m pip install -qq --disable-pip-version-check -e ".${extras:+[$extras]}" ||
+# Compiling every module takes longer than the rest; the commands import a fraction of them.
+.venv/bin/python -m pip install -qq --no-compile --disable-pip-version-check \
+  -e ".${extras:+[$extras]}" ||
   fail "pip could not install what pyproject.toml names, see above; the next call tries again"
+(
+  # Images for containers set it, and each process would compile anew.
+  unset PYTHONDONTWRITEBYTECODE
+  .venv/bin/python -c "import clu.metric_writers, shortcut_tpu.evaluate, shortcut_tpu.train"
+) || fail "what was installed cannot be imported, see above; the next call tries again"
 echo "$wanted" > "$stamp"

@@ -80,9 +80,11 @@ echo "installing shortcut_tpu${extras:+[$extras]} into .venv, about a minute"
 .venv/bin/python -m pip install -qq --no-compile --disable-pip-version-check \
   -e ".${extras:+[$extras]}" ||
   fail "pip could not install what pyproject.toml names, see above; the next call tries again"
-(
-  # Images for containers set it, and each process would compile anew.
-  unset PYTHONDONTWRITEBYTECODE
-  .venv/bin/python -c "import clu.metric_writers, shortcut_tpu.evaluate, shortcut_tpu.train"
-) || fail "what was installed cannot be imported, see above; the next call tries again"
+# Images for containers set it, and each process would compile anew.
+unset PYTHONDONTWRITEBYTECODE
+imports="import clu.metric_writers, shortcut_tpu.evaluate, shortcut_tpu.train"
+if ! said="$(.venv/bin/python -c "$imports" 2>&1)"; then
+  echo "$said" >&2
+  fail "what was installed cannot be imported, see above; the next call tries again"
+fi
 echo "$wanted" > "$stamp"

@@ -48,7 +48,7 @@ from shortcut_tpu.compiled.analysis import PROGRAMS, analyse
 from shortcut_tpu.compiled.estimate import estimate_lines, explain_lines
 from shortcut_tpu.compiled.matrix import PODS, Row, compiled, markdown, matrix, read_rows
 from shortcut_tpu.compiled.search import best, named, search, seconds_a_row
-from shortcut_tpu.compiled.walks import COLUMNS, walked
+from shortcut_tpu.compiled.walks import COLUMNS, train_steps, walked
 from shortcut_tpu.pod import compile_cache, partitioning
 from shortcut_tpu.pod.topologies import Topology
 
@@ -226,6 +226,8 @@ def table() -> None:
         # Whenever this ends, the next run finds what this one and those before it made.
         command.write_json({"rows": [*rows, *known.values()]})
     print(markdown(rows, columns))
+    if values.whole:
+        print("", "The train steps:", "", markdown(train_steps(rows)), sep="\n")
     command.write_json({"rows": rows})
 
 

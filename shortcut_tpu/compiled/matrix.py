@@ -86,8 +86,21 @@ def compiled(
         candidate = Candidate.make(config, topology.devices(), program, steps)
     except UserError as error:
         return {"topology": pod, "fits": False, "reason": str(error)}
+    return examined(candidate, topology, known)
+
+
+def examined(candidate: Candidate, topology: Topology, known: Mapping[str, Row]) -> Row:
+    """As `examine`, with the `key`, and without what a row has no room for.
+
+    Args:
+      candidate: a program, whose devices are the topology's.
+      topology: the pod.
+      known: rows by key, of programs or of whole runs; their programs are not compiled again.
+    """
     key = candidate.fingerprint(topology)
-    figures = known.get(key) or examine(candidate, topology)
+    programs = (program for row in known.values() for program in row.get("programs", {}).values())
+    before = {program["key"]: program for program in programs} | known
+    figures = before.get(key) or examine(candidate, topology)
     return {name: figure for name, figure in figures.items() if name not in _LONG} | {"key": key}
 
 

@@ -2,10 +2,10 @@
 
 Usage:
   rows = list(matrix(configs, PODS, functools.partial(walked, known=known), known, say=print))
-  print(markdown(rows, COLUMNS))
+  print(markdown(rows, COLUMNS), markdown(train_steps(rows)), sep="\n\n")
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 import hashlib
 import importlib.metadata
 import json
@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from data_pipeline.errors import UserError
 from data_pipeline.manifest import FILE_NAME as MANIFEST
 from shortcut_tpu.compiled.matrix import Columns, Row
-from shortcut_tpu.compiled.whole_run import walk
+from shortcut_tpu.compiled.whole_run import TRAIN_STEP, walk
 from shortcut_tpu.pod.topologies import Topology
 from shortcut_tpu.training.input import records_of
 
@@ -38,7 +38,7 @@ def walked(config: ConfigDict, pod: str, known: Mapping[str, Row]) -> Row:
     if key in known:
         return known[key]
     try:
-        found = walk(config, Topology.parse(pod), say=lambda line: None)
+        found = walk(config, Topology.parse(pod), say=lambda line: None, known=known)
     except UserError as error:
         found = {"topology": pod, "fits": False, "reason": str(error)}
     return found | {"key": key}
@@ -56,6 +56,13 @@ def fingerprint(config: ConfigDict, pod: str) -> str:
     return digest.hexdigest()
 
 
+def train_steps(rows: Iterable[Row]) -> Iterator[Row]:
+    """The train steps of whole runs, as rows of `matrix.compiled`; only of runs that got so far."""
+    for row in rows:
+        if TRAIN_STEP in row.get("programs", {}):
+            yield {"config": row["config"]} | row["programs"][TRAIN_STEP]
+
+
 def _cells(row: Row) -> list[str]:
     if not row["fits"]:
         return [""] * (len(COLUMNS.head) - 2)
@@ -67,7 +74,7 @@ def _cells(row: Row) -> list[str]:
         f"{row['host_bytes'] / _GIB:.1f} of {host:.0f}",
         f"{row['kept_bytes'] / _GIB:.1f}",
         f"{evaluation:.3g} s" if evaluation else "",
-        f"{row['compile_seconds']:.0f} s",
+        f"{row['seconds']:.0f} s",
     ]
 
 
@@ -79,7 +86,7 @@ COLUMNS = Columns(
         "a host, GiB",
         "bucket, GiB",
         "an evaluation",
-        "compiled",
+        "checked in",
     ),
     _cells,
     fits=2,

@@ -10,11 +10,12 @@ Usage:
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 import dataclasses
 import functools
 import math
 from pathlib import Path
+import time
 from typing import Any
 
 import jax
@@ -26,8 +27,9 @@ from data_pipeline.errors import UserError
 from data_pipeline.manifest import FILE_NAME as MANIFEST
 from data_pipeline.manifest import Manifest
 from data_pipeline.staging import MEMORY
-from shortcut_tpu.compiled.analysis import Candidate, batch_fields, bytes_per_chip, examine
+from shortcut_tpu.compiled.analysis import Candidate, batch_fields, bytes_per_chip
 from shortcut_tpu.compiled.counted import count
+from shortcut_tpu.compiled.matrix import Row, Say, examined
 from shortcut_tpu.evaluation.features import Features, abstract_features
 from shortcut_tpu.evaluation.generator import make_generator
 from shortcut_tpu.evaluation.memory import config_bytes, require_host_memory
@@ -43,7 +45,7 @@ _SHARE_OF_MEMORY_FILES = 0.5
 # Batches that lie on the devices while one is trained on: the next, and one more.
 _BATCHES_AHEAD = 2
 
-Say = Callable[[str], None]
+TRAIN_STEP = "train step"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,22 +76,27 @@ class Act:
     reason: str = ""
 
 
-def walk(config: ConfigDict, topology: Topology, say: Say) -> dict[str, Any]:
+def walk(
+    config: ConfigDict, topology: Topology, say: Say, known: Mapping[str, Row] | None = None
+) -> dict[str, Any]:
     """Every act of a run on a pod.
 
     Args:
       config: of the run.
       topology: the pod.
       say: called with a line for each act.
+      known: figures of programs by their key, which are not compiled again.
 
     Returns:
       `acts`, up to the first that does not fit; `fits`; that one's `reason`; sums over the acts:
-      `evaluation_seconds`, `host_bytes`, `kept_bytes`, `compile_seconds`.
+      `evaluation_seconds`, `host_bytes`, `kept_bytes`, `compile_seconds`; `programs`, the figures
+      of those that were compiled, by the act's name; `seconds` that the walk took.
 
     Raises:
       UserError: libtpu is missing, or the config is not valid on so many chips.
     """
-    run = _Run.of(config, topology)
+    started = time.monotonic()
+    run = _Run.of(config, topology, known or {})
     acts = []
     for act in run.acts():
         say(f"{act.name}: {act.reason or 'fits'}")
@@ -123,6 +130,8 @@ def walk(config: ConfigDict, topology: Topology, say: Say) -> dict[str, Any]:
         "kept_bytes": (config.checkpoint.keep + 1) * state,
         "evaluation_seconds": sum(act.calls * (act.seconds or 0) for act in acts),
         "compile_seconds": round(sum(act.compile_seconds or 0 for act in acts), 1),
+        "programs": run.programs,
+        "seconds": round(time.monotonic() - started, 1),
     }
 
 
@@ -136,14 +145,20 @@ class _Run:
 
     config: ConfigDict
     topology: Topology
-    experiment: Experiment
+    step: Candidate
     autoencoder: Autoencoder
+    known: Mapping[str, Row]
+    programs: dict[str, Row]
 
     @classmethod
-    def of(cls, config: ConfigDict, topology: Topology) -> "_Run":
+    def of(cls, config: ConfigDict, topology: Topology, known: Mapping[str, Row]) -> "_Run":
         autoencoder = abstract_autoencoder(config.data.autoencoder, config.data.channels)
-        devices = topology.devices()
-        return cls(config, topology, Experiment.from_config(config, devices), autoencoder)
+        step = Candidate.make(config, topology.devices(), "train")
+        return cls(config, topology, step, autoencoder, known, programs={})
+
+    @property
+    def experiment(self) -> Experiment:
+        return self.step.experiment
 
     @functools.cached_property
     def state_bytes(self) -> int:
@@ -237,7 +252,7 @@ class _Run:
         self, name: str, key: str, candidate: Candidate, held: Any, calls: int = 0
     ) -> Act:
         """A program; `held` are those of its arguments that are resident anyway."""
-        figures = examine(candidate, self.topology)
+        figures = self.programs[name] = examined(candidate, self.topology, self.known)
         capacity = self.topology.hbm_bytes
         if "hbm_bytes_per_chip" not in figures:
             return Act(name, key, calls=calls, reason=f"{key}: {name}: {figures['reason']}")
@@ -265,10 +280,7 @@ class _Run:
         return Act(name, key, chip_bytes=used, seconds=seconds, calls=calls, reason=reason)
 
     def _training(self) -> Act:
-        batch = self.experiment.abstract_batch(batch_fields(self.config))
-        arguments = (self.experiment.abstract_state, batch)
-        step = Candidate(self.experiment, "train", 1, self.experiment.train_step, arguments)
-        return self._compiled("train step", "batch_size", step, arguments)
+        return self._compiled(TRAIN_STEP, "batch_size", self.step, self.step.arguments)
 
     def _evaluation(self, features: Features) -> Iterator[Act]:
         evaluation, mesh = self.config.evaluation, self.experiment.mesh

@@ -33,6 +33,7 @@ NAMES = (
     "data_at_size",
     "input_wait",
     "checkpoint",
+    "checksums",
     "sampler",
     "devices",
     "compile_time",

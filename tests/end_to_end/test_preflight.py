@@ -177,3 +177,38 @@ def test_a_slice_across_tiles_is_told_from_one_along_them():
     # Of one the slices are what the loop does; of the other they are hidden by the products.
     assert across > 0.5 * all_across
     assert all_across > 1.5 * all_along
+
+
+@pytest.mark.pods
+def test_a_whole_run_at_its_real_size(tmp_path):
+    """ImageNet's DiT-B on 256 chips, from its records to the features of its evaluations."""
+    path = tmp_path / "run.json"
+    done = typed(
+        "shortcut_tpu.preflight",
+        "--config=imagenet256_b",
+        "--topology=v5e-256",
+        "--whole",
+        f"--json={path}",
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "fits"
+    figures = json.loads(path.read_text())
+    assert figures["fits"]
+    assert (figures["chips"], figures["hosts"]) == (256, 64)
+    acts = {act["name"]: act for act in figures["acts"]}
+    assert acts["1281167 records of 32772 bytes staged"]["host_bytes"] == 1_281_167 * 32_772
+    compiled = {name: act for name, act in acts.items() if act["compile_seconds"] is not None}
+    assert list(compiled) == [
+        "train step",
+        *(f"sampler, {n}" for n in ("1 step", "4 steps", "128 steps")),
+    ]
+    assert all(0 < act["chip_bytes"] < figures["chip_capacity_bytes"] for act in compiled.values())
+    # 50,000 samples by 256 at a time; the 128 steps are guided, which takes two passes each.
+    assert {act["calls"] for name, act in compiled.items() if name != "train step"} == {196}
+    one, many = (acts[f"sampler, {n}"]["seconds"] for n in ("1 step", "128 steps"))
+    assert 64 * one < many < 512 * one
+    # Weights, two moments and two averages, in float32.
+    assert figures["state_bytes"] == pytest.approx(5 * 4 * 130e6, rel=0.05)
+    step = figures["programs"]["train step"]
+    assert step["batch_size"] == 256
+    assert 0 < step["estimated_mfu"] < step["mfu_bound"] < 1

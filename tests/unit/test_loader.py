@@ -107,6 +107,25 @@ def test_steps_walk_through_the_epochs_without_a_gap(batch_size):
     assert np.array_equal(walked[: 3 * NUM_RECORDS], np.concatenate(epochs))
 
 
+def test_the_views_of_64_processes_make_one_permutation_of_imagenet():
+    """Process p's rows of all steps: each record of an epoch once, in the epoch's order."""
+    num_records, batch_size, processes = 1_281_167, 4096, 64
+    steps, share = -(-num_records // batch_size), batch_size // processes
+    views = [
+        [
+            loader.record_indices(
+                0, step, (process * share, (process + 1) * share), batch_size, num_records
+            )
+            for step in range(steps)
+        ]
+        for process in range(processes)
+    ]
+    together = np.array(views).transpose(1, 0, 2).reshape(-1)
+    order = loader.epoch_permutation(0, 0, num_records)
+    assert np.array_equal(together[:num_records], order)
+    assert np.array_equal(np.sort(order), np.arange(num_records))
+
+
 @pytest.mark.parametrize("processes", [2, 4])
 def test_processes_together_read_the_single_process_batch(folder, processes):
     whole = labels(folder, (0, 8))

@@ -246,6 +246,11 @@ def test_rows_of_a_run_before_are_not_compiled_again(monkeypatch, tmp_path, tiny
     [other, _], compiled = fill([("other", tiny_config)], known, monkeypatch)
     assert other == rows[0] | {"config": "other"}
     assert compiled == []
+    # The same program among those of a whole run.
+    run = {"key": "a run", "programs": {"train step": rows[0]}}
+    [other, _], compiled = fill([("other", tiny_config)], {"a run": run}, monkeypatch)
+    assert other == rows[0] | {"config": "other"}
+    assert compiled == []
     path.write_text("[]")
     assert matrix_lib.read_rows(str(path)) == {}
 

@@ -1,5 +1,6 @@
 """Methods bring their papers' recipes: which, below what a user sets, and that each starts so."""
 
+from collections.abc import Iterator
 import functools
 import json
 from pathlib import Path
@@ -17,12 +18,12 @@ from configs import recipes
 from data_pipeline.autoencoders import load_autoencoder
 from data_pipeline.errors import UserError
 from shortcut_tpu.cli import config as config_lib
+from shortcut_tpu.compare import plan
 from shortcut_tpu.config_reference import reference
 from shortcut_tpu.evaluation.generator import make_generator
 from shortcut_tpu.objectives import OBJECTIVES
 from shortcut_tpu.runs.checkpointing import Checkpoints
 from shortcut_tpu.runs.workdir import check_config
-from shortcut_tpu.train import train
 from shortcut_tpu.training.experiment import Experiment
 
 # What the papers and their official code say of a run on ImageNet 256x256 at DiT-B/2.
@@ -237,21 +238,49 @@ def test_a_method_starts_on_the_imagenet_config(method: str) -> None:
         assert jax.eval_shape(sample, state.emas["evaluation"], *rows).shape == (2, 32, 32, 4)
 
 
-def test_a_method_makes_its_first_step_save_and_evaluation(
-    digits_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """MeanFlow on the ImageNet config, on records of the digits."""
-    monkeypatch.setattr(jax, "devices", lambda: jax.local_devices()[:1])
-    config = config_lib.load("imagenet256_b", "meanflow").copy_and_resolve_references()
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> Iterator[epath.Path]:
+    """A folder in which methods share a teacher and its pairs, on one device."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "devices", lambda: jax.local_devices()[:1])
+        yield epath.Path(tmp_path_factory.mktemp("together"))
+
+
+def cut(method: str, records: Path) -> ConfigDict:
+    """The ImageNet config for a small network on records of the digits."""
+    config = config_lib.load("imagenet256_b", method).copy_and_resolve_references()
     with config.unlocked():
-        config.batch_size = 32
-        config.data.update(path=str(digits_path), image_size=8, channels=1, num_classes=10)
+        config.batch_size = 16
+        config.data.update(path=str(records), image_size=8, channels=1, num_classes=10)
         config.data.autoencoder = "identity"
         config.model.update(width=8, depth=1, num_heads=1, patch_size=4)
-        config.train.num_steps = 1
-        config.evaluation.update(
-            every_steps=1, steps=(1,), num_samples=8, batch_size=8, protocol="fd_pixel"
-        )
-    train(config, epath.Path(tmp_path))
-    assert Checkpoints(epath.Path(tmp_path / "checkpoints"), 1, config).newest() == 1
-    assert json.loads((tmp_path / "evaluations" / "1.json").read_text())["fd_pixel"]["1"] > 0
+        config.model.equilibrium.update(injection_depth=1, equilibrium_depth=1, iterations=1)
+        config.model.koopman.code_channels = 1
+        config.train.num_steps = 2
+        config.evaluation.update(num_samples=8, batch_size=8, protocol="fd_pixel")
+        config.comparison.update(num_pairs=16)
+    return config
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(name, marks=[] if name == "meanflow" else [pytest.mark.pods])
+        for name in OBJECTIVES
+    ],
+)
+def test_a_method_makes_its_first_step_save_and_evaluation(
+    method: str, digits_path: Path, together: epath.Path
+) -> None:
+    """After its teacher and its pairs, if it takes them: by compare's own plan."""
+    config, teacher = (cut(name, digits_path) for name in (method, "flow_matching"))
+    chosen = plan(config, method, seed=0, workdir=together, reference=teacher)
+    scored = chosen.scored
+    last, steps = scored.config.train.num_steps, OBJECTIVES[method]().step_counts((1, 128))
+    with scored.config.unlocked():
+        scored.config.evaluation.update(every_steps=last, steps=(1, 128))
+    chosen.run()
+    assert Checkpoints(scored.workdir / "checkpoints", 1, scored.config).newest() == last
+    found = json.loads((scored.workdir / "evaluations" / f"{last}.json").read_text())
+    assert list(found["fd_pixel"]) == list(map(str, steps))
+    assert all(distance > 0 for distance in found["fd_pixel"].values())

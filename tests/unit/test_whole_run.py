@@ -26,7 +26,7 @@ def walk(monkeypatch, devices):
             for group, values in groups.items():
                 config[group].update(values)
         monkeypatch.setattr(Topology, "devices", lambda topology: devices)
-        monkeypatch.setattr(whole_run, "examine", lambda candidate, topology: FIGURES)
+        monkeypatch.setattr(whole_run, "examined", lambda candidate, topology, known: FIGURES)
         return whole_run.walk(config, Topology.parse(pod), say=lambda line: None)
 
     return run
@@ -122,7 +122,7 @@ def test_a_program_that_the_compiler_refuses(walk, monkeypatch):
 def test_a_table_of_runs(walk, monkeypatch):
     """A line a run; one that was walked before, by the same code, is not walked again."""
     config = config_lib.load("imagenet256_b")
-    monkeypatch.setattr(walks, "walk", lambda config, topology, say: walk(topology.name))
+    monkeypatch.setattr(walks, "walk", lambda config, topology, **_: walk(topology.name))
     row = walks.walked(config, "v5e-8", known={})
     monkeypatch.setattr(walks, "walk", None)
     assert walks.walked(config, "v5e-8", known={row["key"]: row}) is row
@@ -146,8 +146,10 @@ def test_a_table_of_runs(walk, monkeypatch):
             f"{row['host_bytes'] / gib:.1f} of {row['host_capacity_bytes'] / gib:.0f}",
             f"{row['kept_bytes'] / gib:.1f}",
             f"{row['evaluation_seconds']:.3g} s",
-            "6 s",
+            f"{row['seconds']:.0f} s",
         ],
         ["b", "v5e-8", "does not fit: 1", *[""] * 4],
     ]
     assert note == "1: b on v5e-8: batch_size: too many"
+    # The second never came to its train step.
+    assert list(walks.train_steps(rows)) == [{"config": "b"} | FIGURES]

@@ -99,8 +99,8 @@ def examined(candidate: Candidate, topology: Topology, known: Mapping[str, Row])
     """
     key = candidate.fingerprint(topology)
     programs = (program for row in known.values() for program in row.get("programs", {}).values())
-    before = {program["key"]: program for program in programs} | known
-    figures = before.get(key) or examine(candidate, topology)
+    of_runs = {program["key"]: program for program in programs}
+    figures = known.get(key) or of_runs.get(key) or examine(candidate, topology)
     return {name: figure for name, figure in figures.items() if name not in _LONG} | {"key": key}
 
 

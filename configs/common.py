@@ -285,6 +285,9 @@ def _keys() -> ConfigDict:
     config.evaluation = ConfigDict()
     # Steps between evaluations while training; 0 for never.
     config.evaluation.every_steps = Key(50_000, Whole(0))
+    # Steps between sheets of samples without distances, which are drawn with each evaluation; 0 for
+    # never.
+    config.evaluation.sheet_every_steps = Key(0, Whole(0))
     # Step counts to sample at.
     config.evaluation.steps = Key((1, 4, 128), Several(Whole(1), least=1))
     config.evaluation.num_samples = Key(50_000, Whole(2))

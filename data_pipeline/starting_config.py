@@ -190,8 +190,12 @@ def text(plan: Plan, manifest: Manifest, output: str, autoencoder: str) -> str:
 def _evaluation(every: int, pixels: int, samples: int) -> list[str]:
     if pixels > _MOST_PIXELS:
         # Their distances need a network's weights, which are not everyone's.
-        return ["config.evaluation.every_steps = 0"]
+        return [
+            f"config.evaluation.update(every_steps=0, sheet_every_steps={max(every // 4, 1)})",
+            "config.evaluation.update(steps=(1, 4), batch_size=100)",
+        ]
     return [
-        f"config.evaluation.update(every_steps={every}, protocol='fd_pixel')",
+        f"config.evaluation.update(every_steps={every}, sheet_every_steps={max(every // 4, 1)})",
+        "config.evaluation.protocol = 'fd_pixel'",
         f"config.evaluation.update(steps=(1, 4), num_samples={max(samples, 2)}, batch_size=100)",
     ]

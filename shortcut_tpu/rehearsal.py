@@ -65,7 +65,10 @@ def rehearse(
         alive()
         state = _save_and_restore(experiment, state, folder)
         alive()
-        if experiment.config.evaluation.every_steps:
+        if (
+            experiment.config.evaluation.every_steps
+            or experiment.config.evaluation.sheet_every_steps
+        ):
             for n in evaluation.step_counts:
                 with _act(f"an evaluation at {n} step{'s' if n > 1 else ''}"):
                     evaluation.first_batch(state.emas["evaluation"], n)

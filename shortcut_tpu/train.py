@@ -197,6 +197,9 @@ def _train(
         if due(step, config.evaluation.every_steps, num_steps):
             with clock.spending(EVALUATION):
                 evaluation(step, state.emas["evaluation"])
+        elif due(step, config.evaluation.sheet_every_steps, num_steps):
+            with clock.spending(EVALUATION):
+                evaluation.draw(step, state.emas["evaluation"])
 
     # ---------------------------------------------------------------- end
     watchdog.alive()

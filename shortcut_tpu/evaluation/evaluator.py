@@ -155,14 +155,8 @@ class Evaluator:
         few.scores(params, num_steps, progress)
 
     def images(self, params: Any, labels: np.ndarray, num_steps: int) -> np.ndarray:
-        """Samples 0 .. n - 1 [n, H, W, C] of labels [n], on every host.
-
-        By the programs of `scores`: others would be compiled for a few rows, which takes minutes.
-        """
-        rows = np.resize(labels, max(self._batch_size, len(labels)))
-        pending = self._generator.submit(params, np.arange(len(rows)), rows, num_steps)
-        images: np.ndarray = dataclasses.replace(pending, count=len(labels)).result()
-        return images
+        """Samples 0 .. n - 1 [n, H, W, C] of labels [n], on every host."""
+        return self._generator.images(params, labels, num_steps, self._batch_size)
 
     def decoded(self, latents: np.ndarray) -> np.ndarray:
         """Images [n, H, W, C] of stored latents, on every host, by the programs of `scores`."""

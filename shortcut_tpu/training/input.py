@@ -119,10 +119,12 @@ def check_data(config: ConfigDict, records: str, manifest: Manifest) -> None:
     shape = manifest.latent_shape
     if len(shape) == 3 and shape[0] != shape[1]:
         raise UserError(f"{records} holds latents of shape {shape}, not square")
-    if len(shape) != 3 and config.evaluation.every_steps:
+    asked = {key for key in ("every_steps", "sheet_every_steps") if config.evaluation[key]}
+    if len(shape) != 3 and asked:
+        zeros = " ".join(f"--config.evaluation.{key}=0" for key in sorted(asked))
         raise UserError(
-            "actions have no distances to images: give --config.evaluation.every_steps=0 and score "
-            "with `python -m shortcut_tpu.rollout`"
+            f"actions are no images to score or draw: give {zeros} and score with `python -m "
+            "shortcut_tpu.rollout`"
         )
     said = data.to_dict() | {"autoencoder": data.autoencoder.partition(":")[0]}
     wrong = [f"--config.data.{k}={v}" for k, v in manifest.data_keys.items() if said[k] != v]

@@ -224,6 +224,7 @@ def test_what_is_no_policy_and_what_is_no_image_is_said(config, tiny_config):
         ("data.observation_size", 9, "give --config.data.observation_size=8$"),
         ("data.horizon", 8, "give --config.data.horizon=16$"),
         ("evaluation.every_steps", 5, "evaluation.every_steps=0.*shortcut_tpu.rollout"),
+        ("evaluation.sheet_every_steps", 5, "evaluation.sheet_every_steps=0.*shortcut_tpu.rollout"),
     ],
 )
 def test_records_of_another_shape_are_refused(config, records, key, value, message):

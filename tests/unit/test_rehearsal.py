@@ -4,6 +4,7 @@ from etils import epath
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 import pytest
 
 from data_pipeline.errors import UserError
@@ -31,16 +32,23 @@ def files(folder):
 
 
 def test_a_rehearsed_run_is_the_same_run(short, tmp_path, capsys):
-    """Parameters to the last bit, and the files; evaluations change neither."""
+    """Parameters to the last bit, and the files; evaluations and sheets change neither."""
     rehearsed = train(short, epath.Path(tmp_path / "rehearsed"), rehearsing=True)
     assert "rehearsed: every part of the run works here" in capsys.readouterr().out
-    short.evaluation.every_steps = 0
+    short.evaluation.update(every_steps=0, sheet_every_steps=3)
     plain = train(short, epath.Path(tmp_path / "plain"))
-    assert "rehearsed" not in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "rehearsed:" not in said
+    for step in (3, 4):
+        sheet = tmp_path / "plain" / "evaluations" / f"{step}.png"
+        assert f"samples at step {step}: {sheet}" in said
+        with Image.open(sheet) as picture:
+            assert picture.width > picture.height > 8
+        sheet.unlink()
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(rehearsed), strict=True):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
     left = files(tmp_path / "rehearsed")
-    assert left == sorted([*files(tmp_path / "plain"), "evaluations/4.json"])
+    assert left == sorted([*files(tmp_path / "plain"), "evaluations/4.json", "evaluations/4.png"])
     assert not (tmp_path / "rehearsed" / "rehearsal").exists()
 
 

@@ -15,8 +15,8 @@ from data_pipeline.records import LatentReader
 from shortcut_tpu.cli.labels import label_names, parse_labels
 from shortcut_tpu.evaluation.generator import make_generator, sample_noise
 from shortcut_tpu.evaluation.interpolation import InterpolatingGenerator
-from shortcut_tpu.evaluation.periodic import sheet_labels
 from shortcut_tpu.evaluation.real_images import real_latents
+from shortcut_tpu.evaluation.sample_sheets import sheet_labels
 from shortcut_tpu.observability.summary import Score
 from shortcut_tpu.sample import png
 from shortcut_tpu.training.experiment import Experiment

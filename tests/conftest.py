@@ -1,21 +1,12 @@
 """Tests run on eight virtual CPU devices, so that sharding can be seen in one process."""
 
-import atexit
 import os
-import shutil
-import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 # Compiling is most of what the tests do; those that run long programs ask for `well_compiled`.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-# What one test or command compiled, another of the same session need not. The workers of
-# pytest-xdist and the commands that tests start inherit the folder.
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    cache = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-by-tests-")
-    atexit.register(shutil.rmtree, cache, ignore_errors=True)
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 # Two processes of the tests may ask the TPU compiler at once.
 os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 

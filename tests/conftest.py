@@ -11,7 +11,16 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 
 import jax
+from jaxtyping import install_import_hook
 import pytest
+
+from tests import shapes
+
+# Whatever these rooms are called with, and return, has the shapes that their types say.
+install_import_hook(
+    ["shortcut_tpu.models", "shortcut_tpu.objectives", "shortcut_tpu.sampling"],
+    f"{shapes.__name__}.checked",
+)
 
 from data_pipeline.autoencoders import load_autoencoder
 from data_pipeline.encode_latents import encode

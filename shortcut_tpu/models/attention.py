@@ -8,6 +8,7 @@ import functools
 
 import jax
 from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float
 
 from shortcut_tpu.models.flash_attention import ATTENDED, LANES, flash_attention
 from shortcut_tpu.models.placement import place_heads, platform
@@ -18,20 +19,25 @@ MIN_TOKENS = 1024
 
 
 def attention(
-    query: jax.Array, key: jax.Array, value: jax.Array, *, scale: float, kind: str = "auto"
-) -> jax.Array:
+    query: Float[Array, "B N H D"],
+    key: Float[Array, "B N H D"],
+    value: Float[Array, "B N H D"],
+    *,
+    scale: float,
+    kind: str = "auto",
+) -> Float[Array, "B N H D"]:
     """softmax(scale query key^T) value for each row and head.
 
     Args:
-      query: [B, N, H, D].
-      key: [B, N, H, D].
-      value: [B, N, H, D].
+      query: of N tokens and H heads.
+      key: of the same tokens.
+      value: of the same tokens.
       scale: of the logits.
       kind: one of KINDS; where nobody has placed the network, `xla` always. `pallas` off a TPU is
         interpreted, for tests: slow.
 
     Returns:
-      [B, N, H, D]; for `jax.checkpoint` its name is ATTENDED. Both ways have reverse-mode
+      What `jax.checkpoint` knows as ATTENDED. Both ways have reverse-mode
       derivatives and first forward-mode ones.
     """
     if not _by_kernel(kind, query.shape[1]):

@@ -16,8 +16,10 @@ from typing import Any
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 import numpy as np
 
+from shortcut_tpu.array_types import Labels, Outputs, Rows, Scalars, Tokens, Vectors
 from shortcut_tpu.models.attention import attention, check_attention
 from shortcut_tpu.models.embeddings import ScalarEmbedder, level_of, sincos_2d
 from shortcut_tpu.models.model import Model, Params
@@ -86,7 +88,7 @@ class TransformerConfig(abc.ABC):
     def level_scale(self) -> float:
         return 1.0 if self.faithful else 100.0
 
-    def told_step(self, d: jax.Array) -> jax.Array:
+    def told_step(self, d: Scalars) -> Scalars:
         """The step size as it is embedded: as it is, or as its scaled level of the grid."""
         return d if self.smooth_times else level_of(d, self.finest_level) * self.level_scale
 
@@ -150,8 +152,8 @@ def layer_norm(x: jax.Array) -> jax.Array:
     return ((y - mean) * jax.lax.rsqrt(variance + 1e-6)).astype(x.dtype)
 
 
-def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
-    """x [B, N, D] scaled by 1 + scale [B, D] and shifted by shift [B, D]."""
+def modulate(x: Tokens, shift: Vectors, scale: Vectors) -> Tokens:
+    """x scaled by 1 + scale and shifted."""
     return x * (1 + scale[:, None]) + shift[:, None]
 
 
@@ -179,18 +181,21 @@ class Block(nnx.Module):
         self.mlp_in = nnx.Linear(width, hidden, kernel_init=xavier, rngs=rngs)
         self.mlp_out = nnx.Linear(hidden, width, kernel_init=xavier, rngs=rngs)
 
-    def modulations(self, condition: jax.Array) -> jax.Array:
-        """Of blocks stacked on a layer axis, by one product: [B, D] -> [layers, B, 6, D]."""
+    def modulations(self, condition: Vectors) -> Float[Array, "layers B 6 D"]:
+        """Of blocks stacked on a layer axis, by one product."""
         kernel, bias = self.modulation.kernel, self.modulation.bias
         assert bias is not None
         return jnp.einsum("bk,lksd->lbsd", condition, kernel[...]) + bias[:, None]
 
     def __call__(
-        self, x: jax.Array, condition: jax.Array, modulation: jax.Array | None = None
-    ) -> jax.Array:
-        """x [B, N, D] and the activated condition [B, D] -> [B, N, D].
+        self,
+        x: Tokens,
+        condition: Vectors,
+        modulation: Float[Array, "B 6 D"] | None = None,
+    ) -> Tokens:
+        """x after the block, under the activated condition.
 
-        What the condition makes, `modulation` [B, 6, D], may be there already.
+        What the condition makes, `modulation`, may be there already.
         """
         modulation = self.modulation(condition) if modulation is None else place_rows(modulation)
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.unstack(modulation, axis=1)
@@ -215,7 +220,7 @@ class FinalLayer(nnx.Module):
         )
         self.project = nnx.Linear(config.width, outputs, kernel_init=zeros, rngs=rngs)
 
-    def __call__(self, x: jax.Array, condition: jax.Array) -> jax.Array:
+    def __call__(self, x: Tokens, condition: Vectors) -> Float[Array, "B N P"]:
         shift, scale = jnp.unstack(self.modulation(condition), axis=1)
         return self.project(modulate(layer_norm(x), shift, scale))
 
@@ -253,26 +258,26 @@ class Network(nnx.Module):
             rngs=rngs,
         )
 
-    def to_tokens(self, x: jax.Array) -> jax.Array:
-        """x -> [B, N, patch_values]."""
+    def to_tokens(self, x: Rows) -> Float[Array, "B N {self.config.patch_values}"]:
+        """The patches of x."""
         return to_patches(x, self.config.patch_size)
 
-    def from_tokens(self, tokens: jax.Array) -> jax.Array:
-        """[B, N, patch_values * heads] -> like x, with `heads` times the channels."""
+    def from_tokens(self, tokens: Tokens) -> Outputs:
+        """Like x, with `heads` times the channels, from patch_values * heads of each token."""
         return from_patches(tokens, self.config.patch_size)
 
-    def positions(self) -> np.ndarray:
-        """[N, width], what tells the tokens apart."""
+    def positions(self) -> Float[np.ndarray, "N D"]:
+        """What tells the tokens apart."""
         return sincos_2d(self.config.width, self.config.image_size // self.config.patch_size)
 
     def __call__(
         self,
-        x: jax.Array,
-        t: jax.Array,
-        d: jax.Array,
-        labels: jax.Array,
-        conditions: dict[str, jax.Array],
-    ) -> jax.Array:
+        x: Rows,
+        t: Scalars,
+        d: Scalars,
+        labels: Labels,
+        conditions: dict[str, Scalars],
+    ) -> Outputs:
         config = self.config
         dtype = jnp.dtype(config.dtype)
         x, t, d, labels, conditions = place_inputs((x, t, d, labels, conditions))
@@ -305,21 +310,21 @@ class Transformer(Model):
     def apply(
         self,
         params: Params,
-        x: jax.Array,
-        t: jax.Array,
-        d: jax.Array,
-        labels: jax.Array,
-        **conditions: jax.Array,
-    ) -> jax.Array:
+        x: Rows,
+        t: Scalars,
+        d: Scalars,
+        labels: Labels,
+        **conditions: Scalars,
+    ) -> Outputs:
         """The mean velocity s(x_t, t, d, y).
 
         Args:
           params: from `init`, any float dtype.
-          x: [B, H, W, C] latents at time t, or [B, horizon, A] actions.
-          t: [B] time in [0, 1]; 0 is noise and 1 is data.
-          d: [B] step size in [0, 1]; below 2^-finest_level it counts as that.
-          labels: [B] int, or [B, O] observations; `null_label` for none.
-          conditions: [B] in [0, 1] for each name of `TransformerConfig.conditions`.
+          x: latents [B, H, W, C] at time t, or actions [B, horizon, A].
+          t: time in [0, 1]; 0 is noise and 1 is data.
+          d: step size in [0, 1]; below 2^-finest_level it counts as that.
+          labels: classes, or observations; `null_label` for none.
+          conditions: in [0, 1], for each name of `TransformerConfig.conditions`.
 
         Returns:
           Like x, float32, with C or A times as many channels as there are heads.

@@ -10,21 +10,24 @@ import math
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 import numpy as np
+
+from shortcut_tpu.array_types import Scalars, Vectors
 
 SINUSOID_CHANNELS = 256
 MAX_PERIOD = 10_000.0
 
 
-def sinusoidal(value: jax.Array, channels: int = SINUSOID_CHANNELS) -> jax.Array:
+def sinusoidal(value: Scalars, channels: int = SINUSOID_CHANNELS) -> Float[Array, "B {channels}"]:
     """Cosines, then sines, of `value` at geometrically spaced frequencies 1 .. 1/10000.
 
     Args:
-      value: [B], any float.
+      value: any float.
       channels: even number of outputs.
 
     Returns:
-      [B, channels] float32.
+      float32.
     """
     half = channels // 2
     frequencies = np.exp(-math.log(MAX_PERIOD) * np.arange(half, dtype=np.float32) / half)
@@ -32,7 +35,7 @@ def sinusoidal(value: jax.Array, channels: int = SINUSOID_CHANNELS) -> jax.Array
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
-def sincos_2d(width: int, side: int) -> np.ndarray:
+def sincos_2d(width: int, side: int) -> Float[np.ndarray, "{side}*{side} {width}"]:
     """Fixed two-dimensional sine-cosine position embedding, row-major over the patches.
 
     The first half of the channels encodes the column, the second the row, as in MAE and DiT.
@@ -42,15 +45,15 @@ def sincos_2d(width: int, side: int) -> np.ndarray:
       side: patches along one edge.
 
     Returns:
-      [side * side, width] float32.
+      float32.
     """
     row, column = np.meshgrid(np.arange(side), np.arange(side), indexing="ij")
     halves = [_sincos(coordinate, width // 2) for coordinate in (column, row)]
     return np.concatenate(halves, axis=1).astype(np.float32)
 
 
-def sincos_1d(width: int, length: int) -> np.ndarray:
-    """The same for a sequence: [length, width] float32, width even."""
+def sincos_1d(width: int, length: int) -> Float[np.ndarray, "{length} {width}"]:
+    """The same for a sequence, width even."""
     return _sincos(np.arange(length), width).astype(np.float32)
 
 
@@ -80,7 +83,7 @@ class ScalarEmbedder(nnx.Module):
         self.hidden = nnx.Linear(SINUSOID_CHANNELS, width, kernel_init=kernel_init, rngs=rngs)
         self.out = nnx.Linear(width, width, kernel_init=kernel_init, rngs=rngs)
 
-    def __call__(self, value: jax.Array) -> jax.Array:
-        """[B] -> [B, width], computed in the dtype of the weights."""
+    def __call__(self, value: Scalars) -> Vectors:
+        """Computed in the dtype of the weights."""
         features = sinusoidal(value).astype(self.hidden.kernel.dtype)
         return self.out(nnx.silu(self.hidden(features)))

@@ -16,6 +16,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.experimental.pallas.ops.tpu import splash_attention
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 # Tokens in a tile come in whole registers.
 LANES = 128
@@ -24,17 +25,22 @@ ATTENDED = "attended"
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
-def flash_attention(q: jax.Array, k: jax.Array, v: jax.Array, interpret: bool) -> jax.Array:
+def flash_attention(
+    q: Float[Array, "B H N D"],
+    k: Float[Array, "B H N D"],
+    v: Float[Array, "B H N D"],
+    interpret: bool,
+) -> Float[Array, "B H N D"]:
     """softmax(q k^T) v.
 
     Args:
-      q: [B, H, N, D], the scale of the logits in it.
-      k: [B, H, N, D]; N is a multiple of LANES.
-      v: [B, H, N, D].
+      q: the scale of the logits in it.
+      k: of N tokens, a multiple of LANES.
+      v: of the same tokens.
       interpret: run the kernels step by step on any platform, for tests.
 
     Returns:
-      [B, H, N, D] in q's dtype.
+      An array in q's dtype.
     """
     return _splash(q, k, v, interpret)
 

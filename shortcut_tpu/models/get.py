@@ -15,6 +15,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
+from shortcut_tpu.array_types import Labels, Outputs, Rows, Scalars
 from shortcut_tpu.models.dit import DiTConfig, layer_norm
 from shortcut_tpu.models.embeddings import sincos_2d
 from shortcut_tpu.models.model import Model, Params
@@ -71,7 +72,7 @@ class Network(nnx.Module):
         )
         self.project = nnx.Linear(width, pixels, kernel_init=zeros, rngs=rngs)
 
-    def __call__(self, x: jax.Array, labels: jax.Array) -> jax.Array:
+    def __call__(self, x: Rows, labels: Labels) -> Outputs:
         config = self.config
         dtype, heads = jnp.dtype(config.dtype), config.num_heads
         h = self.patch_embed(to_patches(x, config.patch_size).astype(dtype))
@@ -103,20 +104,20 @@ class GET(Model):
     def apply(
         self,
         params: Params,
-        x: jax.Array,
-        t: jax.Array,
-        d: jax.Array,
-        labels: jax.Array,
-        **conditions: jax.Array,
-    ) -> jax.Array:
+        x: Rows,
+        t: Scalars,
+        d: Scalars,
+        labels: Labels,
+        **conditions: Scalars,
+    ) -> Outputs:
         """Samples y^1 .. y^n of the noises x, one after each of the n iterations.
 
         Args:
           params: from `init`, any float dtype.
-          x: [B, H, W, C] noise.
-          t: not looked at, nor is d.
-          d: [B].
-          labels: [B] int.
+          x: noise.
+          t: not looked at.
+          d: not looked at.
+          labels: classes.
 
         Returns:
           [B, H, W, n C] float32, the last C channels the sample.

@@ -16,8 +16,10 @@ from typing import Any
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 import numpy as np
 
+from shortcut_tpu.array_types import Labels, Outputs, Rows, Scalars, Tokens
 from shortcut_tpu.models.attention import attention
 from shortcut_tpu.models.dit import DiTConfig, Transformer
 from shortcut_tpu.models.embeddings import MAX_PERIOD, ScalarEmbedder
@@ -86,8 +88,8 @@ class InContextConfig(DiTConfig):
     def stack_depths(self) -> tuple[int, ...]:
         return self.shared_depth, *[self.depth - self.shared_depth] * self.heads
 
-    def angles(self) -> np.ndarray:
-        """By which each pair of a head's values is rotated: [num_tokens, width / num_heads / 2]."""
+    def angles(self) -> Float[np.ndarray, "{self.num_tokens} pairs"]:
+        """By which each pair of a head's values is rotated."""
         pairs = self.width // self.num_heads // 2
         if self.rotary == "sequence":
             return _angles(np.arange(self.num_tokens), pairs)
@@ -103,12 +105,14 @@ def _angles(places: np.ndarray, pairs: int) -> np.ndarray:
     return np.outer(places.astype(np.float32), frequencies.astype(np.float32))
 
 
-def rotated(x: jax.Array, angles: np.ndarray) -> jax.Array:
+def rotated(
+    x: Float[Array, "B N H D"], angles: Float[np.ndarray, "N pairs"]
+) -> Float[Array, "B N H D"]:
     """Neighbouring values of each head as points of a plane, turned ("RoFormer", arXiv 2104.09864).
 
     Args:
-      x: [B, N, heads, D].
-      angles: [N, D / 2].
+      x: of N tokens and H heads.
+      angles: one for each pair of the D values.
     """
     cos, sin = (np.repeat(f(angles), 2, axis=-1)[:, None] for f in (np.cos, np.sin))
     first = np.arange(x.shape[-1]) % 2 == 0
@@ -156,8 +160,7 @@ class Block(nnx.Module):
         self.attention_scale = nnx.Param(jnp.zeros(width))
         self.mlp_scale = nnx.Param(jnp.zeros(width))
 
-    def __call__(self, h: jax.Array) -> jax.Array:
-        """[B, N, D] -> [B, N, D]."""
+    def __call__(self, h: Tokens) -> Tokens:
         config, angles = self.config, self.config.angles()
         query, key, value = jnp.unstack(self.qkv(self.attention_norm(h)), axis=2)
         query, key = rotated(self.query_norm(query), angles), rotated(self.key_norm(key), angles)
@@ -179,14 +182,14 @@ class Head(nnx.Module):
         self.norm = RMSNorm(config.width)
         self.project = nnx.Linear(config.width, config.patch_values, kernel_init=zeros, rngs=rngs)
 
-    def __call__(self, name: str, h: jax.Array) -> jax.Array:
-        """The whole sequence [B, N, D] -> patches [B, num_patches, patch_values]."""
+    def __call__(self, name: str, h: Tokens) -> Float[Array, "B patches values"]:
+        """The patches of this output, from the whole sequence."""
         if self.own_depth:
             h = _run(f"{name}/blocks", self.blocks, h, self.config)
         return self.project(self.norm(h[:, -self.config.num_patches :]))
 
 
-def _run(name: str, blocks: Block, h: jax.Array, config: InContextConfig) -> jax.Array:
+def _run(name: str, blocks: Block, h: Tokens, config: InContextConfig) -> Tokens:
     return run_stack(name, blocks, h, lambda block, h, _: block(h), config)
 
 
@@ -221,12 +224,12 @@ class Network(nnx.Module):
 
     def __call__(
         self,
-        x: jax.Array,
-        t: jax.Array,
-        d: jax.Array,
-        labels: jax.Array,
-        conditions: dict[str, jax.Array],
-    ) -> jax.Array:
+        x: Rows,
+        t: Scalars,
+        d: Scalars,
+        labels: Labels,
+        conditions: dict[str, Scalars],
+    ) -> Outputs:
         config = self.config
         dtype = jnp.dtype(config.dtype)
         x, t, d, labels, conditions = place_inputs((x, t, d, labels, conditions))

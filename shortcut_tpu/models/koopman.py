@@ -16,7 +16,9 @@ from typing import NamedTuple
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
+from shortcut_tpu.array_types import Labels, Rows, Scalars
 from shortcut_tpu.models.dit import DiTConfig, layer_norm
 from shortcut_tpu.models.embeddings import sincos_2d
 from shortcut_tpu.models.model import Model, Params
@@ -36,24 +38,27 @@ class KoopmanConfig(DiTConfig):
     code_channels: int = 8
 
 
+Codes = Float[Array, "B M"]
+
+
 class Parts(NamedTuple):
     """What the loss compares.
 
     Attributes:
-      code: z_0 = E_0(x_1, y) [B, M].
-      pushed: z_p = K z_T + c_y [B, M].
-      of_code: D(z_0, y) [B, H, W, C].
-      of_pushed: D(z_p, y) [B, H, W, C].
+      code: z_0 = E_0(x_1, y), M numbers for each row.
+      pushed: z_p = K z_T + c_y.
+      of_code: D(z_0, y).
+      of_pushed: D(z_p, y).
     """
 
-    code: jax.Array
-    pushed: jax.Array
-    of_code: jax.Array
-    of_pushed: jax.Array
+    code: Codes
+    pushed: Codes
+    of_code: Rows
+    of_pushed: Rows
 
 
 class Tokens(nnx.Module):
-    """[B, N, inputs] with labels [B] -> [B, N, outputs], through transformer blocks."""
+    """From `inputs` to `outputs` values of each token, through blocks that are told the label."""
 
     def __init__(
         self,
@@ -77,7 +82,9 @@ class Tokens(nnx.Module):
         self.blocks = stacked_blocks(config, config.depth, config.mlp_ratio, rngs=rngs)
         self.project = nnx.Linear(config.width, outputs, kernel_init=output_init, rngs=rngs)
 
-    def __call__(self, tokens: jax.Array, labels: jax.Array, dropout: Dropout | None) -> jax.Array:
+    def __call__(
+        self, tokens: Float[Array, "B N I"], labels: Labels, dropout: Dropout | None
+    ) -> Float[Array, "B N O"]:
         config = self.config
         dtype = jnp.dtype(config.dtype)
         h = self.embed(tokens.astype(dtype))
@@ -90,7 +97,7 @@ class Tokens(nnx.Module):
 
 
 class Operator(nnx.Module):
-    """z [B, M] -> K z, where K = Re(P diag(lambda) Q) and |lambda| < 1.
+    """z -> K z, where K = Re(P diag(lambda) Q) and |lambda| < 1.
 
     P and Q are complex [M, M], rows of P's real and imaginary part of length 1, as the official
     code has it; Q starts apart from P and nothing draws it towards P^-1, nor there.
@@ -106,7 +113,7 @@ class Operator(nnx.Module):
         self.log_decay = nnx.Param(jnp.log(-0.5 * jnp.log(area)))
         self.log_phase = nnx.Param(jnp.log(2 * math.pi * turn))
 
-    def __call__(self, code: jax.Array) -> jax.Array:
+    def __call__(self, code: Codes) -> Codes:
         decay = jnp.exp(-jnp.exp(self.log_decay[...].astype(jnp.float32)))
         phase = jnp.exp(self.log_phase[...].astype(jnp.float32))
         real, imaginary = jnp.einsum("bm,pkm->pbk", code, self.into[...])
@@ -140,18 +147,15 @@ class Network(nnx.Module):
             rngs=rngs,
         )
 
-    def encode(
-        self, encoder: Tokens, x: jax.Array, labels: jax.Array, dropout: Dropout | None
-    ) -> jax.Array:
-        """[B, H, W, C] -> [B, M]."""
+    def encode(self, encoder: Tokens, x: Rows, labels: Labels, dropout: Dropout | None) -> Codes:
         tokens = to_patches(x, self.config.patch_size)
         return encoder(tokens, labels, dropout).reshape(len(x), -1)
 
-    def push(self, code: jax.Array, labels: jax.Array) -> jax.Array:
+    def push(self, code: Codes, labels: Labels) -> Codes:
         return self.operator(code) + self.label_embed(labels).astype(code.dtype)
 
-    def decode(self, code: jax.Array, labels: jax.Array, dropout: Dropout | None) -> jax.Array:
-        """[B, M] -> [B, H, W, C] float32."""
+    def decode(self, code: Codes, labels: Labels, dropout: Dropout | None) -> Rows:
+        """float32."""
         tokens = code.reshape(len(code), -1, self.config.code_channels)
         patches = self.decoder(tokens, labels, dropout).astype(jnp.float32)
         return from_patches(patches, self.config.patch_size)
@@ -166,13 +170,13 @@ class Koopman(Model):
     def apply(
         self,
         params: Params,
-        x: jax.Array,
-        t: jax.Array,
-        d: jax.Array,
-        labels: jax.Array,
-        **conditions: jax.Array,
-    ) -> jax.Array:
-        """Samples D(K E_T(x, y) + c_y, y) [B, H, W, C] of noises x; t and d are not looked at."""
+        x: Rows,
+        t: Scalars,
+        d: Scalars,
+        labels: Labels,
+        **conditions: Scalars,
+    ) -> Rows:
+        """Samples D(K E_T(x, y) + c_y, y) of noises x; t and d are not looked at."""
         network = self.network(params)
         code = network.encode(network.noise_encoder, x, labels, None)
         return network.decode(network.push(code, labels), labels, None)
@@ -180,9 +184,9 @@ class Koopman(Model):
     def parts(
         self,
         params: Params,
-        x0: jax.Array,
-        x1: jax.Array,
-        labels: jax.Array,
+        x0: Rows,
+        x1: Rows,
+        labels: Labels,
         key: jax.Array,
         noise: float,
         dropout: float,
@@ -191,9 +195,9 @@ class Koopman(Model):
 
         Args:
           params: from `init`, any float dtype.
-          x0: [B, H, W, C] noises.
-          x1: [B, H, W, C] the teacher's samples from these noises.
-          labels: [B] int.
+          x0: noises.
+          x1: the teacher's samples from these noises.
+          labels: classes.
           key: of all that is random.
           noise: standard deviation of what is added to the codes before they are pushed or decoded.
           dropout: of the hidden activations of encoders and decoder.

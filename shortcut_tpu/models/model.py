@@ -15,6 +15,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
+from shortcut_tpu.array_types import Labels, Outputs, Rows, Scalars
 from shortcut_tpu.models.placement import place_params
 
 Params = Any
@@ -69,13 +70,13 @@ class Model(abc.ABC):
     def apply(
         self,
         params: Params,
-        x: jax.Array,
-        t: jax.Array,
-        d: jax.Array,
-        labels: jax.Array,
-        **conditions: jax.Array,
-    ) -> jax.Array:
-        """What the network makes of x at times t [B] for steps of size d [B].
+        x: Rows,
+        t: Scalars,
+        d: Scalars,
+        labels: Labels,
+        **conditions: Scalars,
+    ) -> Outputs:
+        """What the network makes of x at times t for steps of size d.
 
-        x is [B, H, W, C] with labels [B], or [B, horizon, A] with observations [B, O] for labels.
+        x are latents with labels, or chunks of actions with observations for labels.
         """

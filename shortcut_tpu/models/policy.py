@@ -11,9 +11,10 @@ Usage:
 import dataclasses
 
 from flax import nnx
-import jax
+from jaxtyping import Array, Float
 import numpy as np
 
+from shortcut_tpu.array_types import Outputs, Rows, Tokens, Vectors
 from shortcut_tpu.models import dit
 from shortcut_tpu.models.embeddings import sincos_1d
 
@@ -47,7 +48,7 @@ class PolicyConfig(dit.TransformerConfig):
 
 
 class ObservationEmbedder(nnx.Module):
-    """An observation [B, O] -> [B, width]."""
+    """A vector of an observation, in the place of a label's."""
 
     def __init__(self, size: int, width: int, *, rngs: nnx.Rngs):
         xavier = nnx.initializers.xavier_uniform()
@@ -55,7 +56,7 @@ class ObservationEmbedder(nnx.Module):
         self.hidden = nnx.Linear(width, width, kernel_init=xavier, rngs=rngs)
         self.out = nnx.Linear(width, width, kernel_init=xavier, rngs=rngs)
 
-    def __call__(self, observation: jax.Array) -> jax.Array:
+    def __call__(self, observation: Float[Array, "B O"]) -> Vectors:
         h = nnx.silu(self.enter(observation.astype(self.enter.kernel.dtype)))
         return self.out(nnx.silu(self.hidden(h)))
 
@@ -66,13 +67,13 @@ class Network(dit.Network):
     def label_embedder(self, rngs: nnx.Rngs) -> nnx.Module:
         return ObservationEmbedder(self.config.observation_size, self.config.width, rngs=rngs)
 
-    def to_tokens(self, x: jax.Array) -> jax.Array:
+    def to_tokens(self, x: Rows) -> Tokens:
         return x.reshape(len(x), -1, self.config.patch_values)
 
-    def from_tokens(self, tokens: jax.Array) -> jax.Array:
+    def from_tokens(self, tokens: Tokens) -> Outputs:
         return tokens.reshape(len(tokens), self.config.horizon, -1)
 
-    def positions(self) -> np.ndarray:
+    def positions(self) -> Float[np.ndarray, "N D"]:
         return sincos_1d(self.config.width, self.config.num_patches)
 
 

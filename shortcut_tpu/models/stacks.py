@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 from flax import nnx
 import jax
 
+from shortcut_tpu.array_types import Tokens
 from shortcut_tpu.models.flash_attention import ATTENDED
 from shortcut_tpu.models.placement import place_rows, place_weights, platform
 
@@ -71,17 +72,17 @@ def stacked(make: Callable[[nnx.Rngs], Block], depth: int, rngs: nnx.Rngs) -> Bl
 def run_stack(
     name: str,
     stack: Block,
-    h: jax.Array,
+    h: Tokens,
     apply: Callable[[Block, jax.Array, Any], jax.Array],
     config: Scan,
     each: Any = None,
-) -> jax.Array:
+) -> Tokens:
     """The blocks of a stack one after the other.
 
     Args:
       name: where the stack's weights stand among the network's; it decides where they lie.
       stack: from `stacked`.
-      h: [B, N, D].
+      h: what the first block takes.
       apply: block, h, what belongs to this block of `each` -> h.
       config: the network's, for how the scan goes.
       each: a pytree of arrays with a leading layer axis, or None.

@@ -10,7 +10,9 @@ import dataclasses
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
+from shortcut_tpu.array_types import Tokens
 from shortcut_tpu.models.attention import attention
 from shortcut_tpu.models.dit import DiTConfig, layer_norm
 from shortcut_tpu.models.stacks import run_stack, stacked
@@ -59,9 +61,12 @@ class Block(nnx.Module):
         self.mlp_out = nnx.Linear(hidden, width, kernel_init=xavier, rngs=rngs)
 
     def __call__(
-        self, h: jax.Array, extra: jax.Array | None = None, dropout: "Dropout | None" = None
-    ) -> jax.Array:
-        """h [B, N, D] and, to be added, [B, N or 1, 3, heads, D / heads] -> [B, N, D]."""
+        self,
+        h: Tokens,
+        extra: Float[Array, "B ... 3 heads head_dim"] | None = None,
+        dropout: Dropout | None = None,
+    ) -> Tokens:
+        """h after the block; `extra`, by token or for all, is added to queries, keys and values."""
         qkv = self.qkv(layer_norm(h))
         if extra is not None:
             qkv = qkv + extra
@@ -80,18 +85,18 @@ def stacked_blocks(config: DiTConfig, depth: int, mlp_ratio: float, *, rngs: nnx
 def run_blocks(
     name: str,
     stack: Block,
-    h: jax.Array,
-    extra: jax.Array | None,
+    h: Tokens,
+    extra: Float[Array, "layers B ... 3 heads head_dim"] | None,
     config: DiTConfig,
     dropout: Dropout | None = None,
-) -> jax.Array:
+) -> Tokens:
     """The blocks of a stack one after the other, as one scan.
 
     Args:
       name: where the stack's weights stand among the network's.
       stack: from `stacked_blocks`.
-      h: [B, N, D].
-      extra: [layers, B, N or 1, 3, heads, D / heads], added to the queries, keys and values of
+      h: what the first block takes.
+      extra: added to the queries, keys and values of
         each block; the layer axis may be 1, for the same in all.
       config: of the network.
       dropout: of the hidden activations of each MLP.

@@ -175,10 +175,10 @@ def test_impossible_configs_are_refused(changes, message):
 
 def test_patches_of_an_odd_grid() -> None:
     """Token 7 i + j is the square at row i and column j, and each comes back to its place."""
-    x = np.arange(2 * 28 * 28 * 3, dtype=np.float32).reshape(2, 28, 28, 3)
+    x = jnp.arange(2 * 28 * 28 * 3.0).reshape(2, 28, 28, 3)
     tokens = np.asarray(to_patches(x, 4))
     for i in range(7):
         for j in range(7):
             square = x[:, 4 * i : 4 * i + 4, 4 * j : 4 * j + 4]
             np.testing.assert_array_equal(tokens[:, 7 * i + j], square.reshape(2, -1))
-    np.testing.assert_array_equal(from_patches(tokens, 4), x)
+    np.testing.assert_array_equal(from_patches(jnp.asarray(tokens), 4), x)

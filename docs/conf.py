@@ -31,10 +31,12 @@ myst_heading_anchors = 3
 nb_execution_mode = "off"
 
 autodoc_member_order = "bysource"
-autodoc_typehints = "description"
-autodoc_typehints_description_target = "documented"
+autodoc_typehints = "signature"
+python_maximum_signature_line_length = 88
 autodoc_default_options = {"members": True, "show-inheritance": True}
 napoleon_use_ivar = True
+# Signatures have the types.
+napoleon_attr_annotations = False
 add_module_names = False
 default_role = "code"
 

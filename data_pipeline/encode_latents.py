@@ -40,7 +40,8 @@ from data_pipeline.images import RESIZES, Preprocessing
 from data_pipeline.manifest import FILE_NAME as MANIFEST
 from data_pipeline.progress import progress_bar
 from data_pipeline.records import Field, Manifest
-from data_pipeline.resumable import ResumableFolder, check_rejected
+from data_pipeline.rejects import check_rejected
+from data_pipeline.resumable import ResumableFolder
 from data_pipeline.sources import Columns, EncodedSource, Source, open_source
 from data_pipeline.verification import verify_records
 

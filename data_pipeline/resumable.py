@@ -28,15 +28,20 @@ import numpy as np
 
 from data_pipeline import locks
 from data_pipeline import manifest as manifest_lib
-from data_pipeline.atomic_files import failures, in_bucket, put, write_json
+from data_pipeline.atomic_files import failures, in_bucket, write_json
 from data_pipeline.decoding import Rejected
 from data_pipeline.errors import UserError
 from data_pipeline.hosts import Hosts
+from data_pipeline.plans import differences, without
 from data_pipeline.progress import progress_bar
 from data_pipeline.records import Manifest, Shard, file_sha256, write_shard
+from data_pipeline.rejects import (
+    REJECTED_FILE,
+    check_rejected,
+    read_rejected,
+    write_rejected,
+)
 from data_pipeline.system_errors import raise_if_system, reason, unreadable
-
-REJECTED_FILE = "rejected.jsonl"
 
 _NOTES = "unfinished"
 _PLAN = "plan.json"
@@ -126,14 +131,14 @@ class ResumableFolder:
         planned = dataclasses.asdict(self._plan)
         if self._there is not None:
             there = dataclasses.asdict(dataclasses.replace(self._there, shards=()))
-            self._require_same(_without(there, _NOT_PLANNED), _without(planned, _NOT_PLANNED))
+            self._require_same(without(there, _NOT_PLANNED), without(planned, _NOT_PLANNED))
             if len(self._there.shards) != len(self.numbers):
                 raise UserError(
                     f"{self._path}: its manifest lists {len(self._there.shards)} shards"
                     f" where there must be {len(self.numbers)}; delete that folder"
                 )
             return self
-        content = _without(planned, _NOT_PLANNED) | {_SHARD_RECORDS: self._shard_records}
+        content = without(planned, _NOT_PLANNED) | {_SHARD_RECORDS: self._shard_records}
         plan_file = self._notes / _PLAN
         try:
             self._notes.mkdir(parents=True, exist_ok=True)
@@ -254,22 +259,12 @@ class ResumableFolder:
         return manifest
 
     def list_rejected(self, rejected: Sequence[Rejected]) -> None:
-        """Writes `rejected.jsonl`, an object a line; without any there is no such file.
+        """Writes `rejected.jsonl`, see `data_pipeline.rejects`.
 
         Raises:
             UserError: it cannot be written.
         """
-        path = self._path / REJECTED_FILE
-        try:
-            if not rejected:
-                path.unlink(missing_ok=True)
-                return
-            self._notes.mkdir(parents=True, exist_ok=True)
-            temporary = self._temporary(path.name)
-            temporary.write_text("".join(f"{json.dumps(vars(image))}\n" for image in rejected))
-            put(temporary, path)
-        except failures() as error:
-            raise UserError(f"{path}: cannot be written: {error}") from None
+        write_rejected(self._path, rejected, self._temporary(REJECTED_FILE))
 
     @property
     def _suffix(self) -> str:
@@ -391,57 +386,9 @@ class ResumableFolder:
 
     def _require_same(self, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
         """Raises a UserError that names the differences, if any, between two plans."""
-        old, new = _flatten(there), _flatten(here)
-        differences = [
-            f"{key} is {old.get(key, 'absent'):.60} there and {new.get(key, 'absent'):.60} now"
-            for key in sorted({*old, *new})
-            if old.get(key) != new.get(key)
-        ]
-        if differences:
+        found = differences(there, here)
+        if found:
             raise UserError(
-                f"{self._path}: holds records of something else ({'; '.join(differences)});"
+                f"{self._path}: holds records of something else ({'; '.join(found)});"
                 " choose another --output or delete that folder"
             )
-
-
-def check_rejected(folder: epath.Path, rejected: Sequence[Rejected], max_rejected: int) -> None:
-    """Raises a UserError where more images were rejected than may be."""
-    if len(rejected) > max_rejected:
-        first = rejected[0]
-        raise UserError(
-            f"{len(rejected)} image(s) rejected so far, the first {first.name} ({first.reason});"
-            f" all are in {folder / REJECTED_FILE}; --max_rejected={max_rejected} allows no more"
-        )
-
-
-def read_rejected(folder: epath.Path) -> list[Rejected]:
-    """The images that `rejected.jsonl` lists.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    path = folder / REJECTED_FILE
-    try:
-        return [Rejected(**json.loads(line)) for line in path.read_text("utf-8").splitlines()]
-    except FileNotFoundError:
-        return []
-    except failures(TypeError, ValueError) as error:
-        raise unreadable(path, error) from None
-
-
-def _without(plan: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
-    """A plan without some keys, at either level."""
-    return {
-        key: _without(value, keys) if isinstance(value, dict) else value
-        for key, value in plan.items()
-        if key not in keys
-    }
-
-
-def _flatten(plan: Mapping[str, Any]) -> dict[str, str]:
-    """A plan as one level of texts, so that tuples and JSON's lists compare equal."""
-    flat: dict[str, str] = {}
-    for key, value in plan.items():
-        inner = value.items() if isinstance(value, dict) else [(key, value)]
-        flat.update((name, json.dumps(item)) for name, item in inner)
-    return flat

@@ -13,7 +13,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.manifest import Manifest
 from data_pipeline.progress import progress_bar
 from data_pipeline.records import LatentReader, verify
-from data_pipeline.resumable import REJECTED_FILE, read_rejected
+from data_pipeline.rejects import REJECTED_FILE, read_rejected
 
 _BATCH = 1024
 

@@ -79,29 +79,6 @@ def render(run: Run) -> dict[str, Any]:
     if generation not in _ACCELERATORS:
         raise UserError(f"--type={run.topology.name}: GKE node pools are not known for it")
     vms = run.topology.chips // run.chips_per_vm
-    chips = {"google.com/tpu": run.chips_per_vm}
-    container = {
-        "name": _CONTAINER,
-        "image": run.image,
-        # Kubernetes puts variables in the place of $(NAME), and takes $$ for a dollar.
-        "command": [argument.replace("$", "$$") for argument in run.command],
-        "ports": [{"containerPort": 8471}, {"containerPort": 8080}],
-        "securityContext": {"privileged": True},
-        "resources": {"requests": chips, "limits": chips},
-        "volumeMounts": [{"name": "dshm", "mountPath": "/dev/shm"}],
-    }
-    pod = {
-        "restartPolicy": "Never",
-        "hostNetwork": True,
-        "dnsPolicy": "ClusterFirstWithHostNet",
-        "terminationGracePeriodSeconds": run.grace_seconds,
-        "nodeSelector": {
-            "cloud.google.com/gke-tpu-accelerator": _ACCELERATORS[generation],
-            "cloud.google.com/gke-tpu-topology": "x".join(map(str, run.topology.grid)),
-        },
-        "containers": [container],
-        "volumes": [{"name": "dshm", "emptyDir": {"medium": "Memory"}}],
-    }
     job = {
         "parallelism": vms,
         "completions": vms,
@@ -123,7 +100,7 @@ def render(run: Run) -> dict[str, Any]:
                 },
             ]
         },
-        "template": {"spec": pod},
+        "template": {"spec": _pod(run)},
     }
     return {
         "apiVersion": "jobset.x-k8s.io/v1alpha2",
@@ -150,6 +127,33 @@ def render(run: Run) -> dict[str, Any]:
                 {"name": "slice", "replicas": run.slices, "template": {"spec": job}}
             ],
         },
+    }
+
+
+def _pod(run: Run) -> dict[str, Any]:
+    """What runs on each VM of a slice."""
+    chips = {"google.com/tpu": run.chips_per_vm}
+    container = {
+        "name": _CONTAINER,
+        "image": run.image,
+        # Kubernetes puts variables in the place of $(NAME), and takes $$ for a dollar.
+        "command": [argument.replace("$", "$$") for argument in run.command],
+        "ports": [{"containerPort": 8471}, {"containerPort": 8080}],
+        "securityContext": {"privileged": True},
+        "resources": {"requests": chips, "limits": chips},
+        "volumeMounts": [{"name": "dshm", "mountPath": "/dev/shm"}],
+    }
+    return {
+        "restartPolicy": "Never",
+        "hostNetwork": True,
+        "dnsPolicy": "ClusterFirstWithHostNet",
+        "terminationGracePeriodSeconds": run.grace_seconds,
+        "nodeSelector": {
+            "cloud.google.com/gke-tpu-accelerator": _ACCELERATORS[run.topology.generation],
+            "cloud.google.com/gke-tpu-topology": "x".join(map(str, run.topology.grid)),
+        },
+        "containers": [container],
+        "volumes": [{"name": "dshm", "emptyDir": {"medium": "Memory"}}],
     }
 
 

@@ -50,14 +50,18 @@ class OpenShards:
         numbers = np.searchsorted(self._ends, indices, "right")
         places = indices - np.where(numbers, self._ends[numbers - 1], 0)
         records: list[bytes] = [b""] * len(indices)
+        by_shard = np.argsort(numbers, kind="stable")
+        groups = np.split(by_shard, np.flatnonzero(np.diff(numbers[by_shard])) + 1)
 
-        def fill(number: int) -> None:
-            rows = np.flatnonzero(numbers == number)
-            found = self._read(number, places[rows].tolist())
-            for row, record in zip(rows.tolist(), found, strict=True):
-                records[row] = record
+        def fill(mine: list[np.ndarray]) -> None:
+            for rows in mine:
+                found = self._read(int(numbers[rows[0]]), places[rows].tolist())
+                for row, record in zip(rows.tolist(), found, strict=True):
+                    records[row] = record
 
-        fills = [self._threads.submit(fill, number) for number in np.unique(numbers).tolist()]
+        # A thread takes many shards: handing each over costs as much as reading a record.
+        shares = [groups[first::_THREADS] for first in range(min(len(groups), _THREADS))]
+        fills = [self._threads.submit(fill, share) for share in shares]
         # All of them, or one that fails late would hand its failed reader to the next call.
         concurrent.futures.wait(fills)
         for done in fills:

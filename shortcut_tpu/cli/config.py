@@ -259,11 +259,15 @@ def _as_text(value: Any, default: Any) -> Any:
 
 
 def differences(before: dict[str, Any], config: ConfigDict) -> list[str]:
-    """What differs between a config that was read from JSON and one that is here, key by key."""
+    """What differs between a config that was read from JSON and one that is here, key by key.
+
+    A key that one of them lacks has its default there: a comparison leaves out other methods' keys.
+    """
+    # As JSON gives it back: tuples are lists.
+    now = json.loads(json.dumps(config.to_dict()))
     old, new = (
-        # As JSON gives it back: tuples are lists.
-        dict(leaves(ConfigDict(json.loads(json.dumps(either.to_dict())))))
-        for either in (completed(before), config)
+        dict(leaves(ConfigDict(json.loads(json.dumps(completed(either).to_dict())))))
+        for either in (before, now)
     )
     absent = "absent"
     return [

@@ -59,6 +59,9 @@ def test_changes_are_named_one_by_one():
         "evaluation.steps: [1, 4, 32] -> [1, 2]",
     ]
     assert differences(before, config) == changes
+    # A comparison's runs are without the keys of other methods.
+    del before["objective"]["koopman"], config.objective.koopman
+    assert differences(before, config) == changes
     with pytest.raises(UserError, match=r"batch_size: 256 -> 64; .*--allow_config_change"):
         check_config(before, config, allow_change=False)
     check_config(before, config, allow_change=True)

@@ -6,6 +6,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from shortcut_tpu.array_types import Keys, Labels, Rows, Scalars
 from shortcut_tpu.objectives import base, mean_velocity
 from shortcut_tpu.sampling import samplers
 
@@ -74,8 +75,8 @@ class AlphaFlow(mean_velocity.MeanVelocity):
         )
         return self.kinds.put(flow_t, self.kinds.take(t)), d
 
-    def drop_labels(self, key: jax.Array, inputs: base.Inputs, t: jax.Array) -> jax.Array:
-        """The labels [B] that the network is told; those at guided times may be dropped."""
+    def drop_labels(self, key: jax.Array, inputs: base.Inputs, t: Scalars) -> Labels:
+        """The labels that the network is told; those at guided times may be dropped."""
         dropped = base.drop_labels(key, inputs.labels, self.label_dropout, inputs.null_label)
         inside = base.within(t, self.guidance_interval)
         return jnp.where(base.along_rows(inside, dropped), dropped, inputs.labels)
@@ -91,13 +92,13 @@ class AlphaFlow(mean_velocity.MeanVelocity):
         self,
         inputs: base.Inputs,
         alpha: jax.Array,
-        xt: jax.Array,
-        t: jax.Array,
-        d: jax.Array,
-        v: jax.Array,
-        labels: jax.Array,
-    ) -> jax.Array:
-        """Targets [n, H, W, C] of rows with an interval [t, t + d], guided velocity v."""
+        xt: Rows,
+        t: Scalars,
+        d: Scalars,
+        v: Rows,
+        labels: Labels,
+    ) -> Rows:
+        """Targets of rows with an interval [t, t + d], guided velocity v."""
         params, wide_d = base.frozen(inputs, ""), base.along_rows(d, xt)
 
         def discrete() -> jax.Array:
@@ -130,16 +131,16 @@ class AlphaFlow(mean_velocity.MeanVelocity):
     def sample(
         self,
         velocity: base.ConditionedFn,
-        x0: jax.Array,
-        labels: jax.Array,
+        x0: Rows,
+        labels: Labels,
         num_steps: int,
-        keys: jax.Array,
-    ) -> jax.Array:
+        keys: Keys,
+    ) -> Rows:
         """Consistency steps, told the whole rest of the way, or Euler's, told d = 1/num_steps."""
         if num_steps > self.consistency_steps:
             return samplers.euler(velocity, x0, labels, num_steps, 1 / num_steps)
 
-        def to_the_end(x: jax.Array, t: jax.Array, _: jax.Array, labels: jax.Array) -> jax.Array:
+        def to_the_end(x: Rows, t: Scalars, _: Scalars, labels: Labels) -> Rows:
             return velocity(x, t, 1 - t, labels)
 
         return samplers.consistency(to_the_end, x0, labels, num_steps, keys)

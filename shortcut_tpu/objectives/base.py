@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from configs.common import get_limits
+from shortcut_tpu.array_types import Keys, Labels, Outputs, Rows, Scalars
 from shortcut_tpu.sampling import samplers
 from shortcut_tpu.sampling.samplers import ConditionedFn
 
@@ -39,12 +40,12 @@ class Velocity(Protocol):
     def __call__(
         self,
         params: Params,
-        x: jax.Array,
-        t: jax.Array,
-        d: jax.Array,
-        labels: jax.Array,
-        **conditions: jax.Array,
-    ) -> jax.Array: ...
+        x: Rows,
+        t: Scalars,
+        d: Scalars,
+        labels: Labels,
+        **conditions: Scalars,
+    ) -> Outputs: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,13 +57,13 @@ class Inputs:
       params: the parameters that are differentiated.
       emas: moving averages of the parameters by name, not differentiated; among them "teacher",
         whose weights rest, for objectives that need one.
-      x1: [B, ...] float32 latents [H, W, C] or actions [horizon, A], the whole global batch.
-      x0: [B, ...] float32, the noises that a teacher made x1 from; only where the records are
+      x1: float32 latents [H, W, C] or actions [horizon, A], the whole global batch.
+      x0: float32, the noises that a teacher made x1 from; only where the records are
         pairs.
       differentiable: the network in the dtype of its derivatives, `model.tangent_dtype`, for
         objectives that take some in x and the times; the same as `apply` where None.
       model: what `apply` belongs to, for objectives whose network has more parts than that.
-      labels: [B] int32; or [B, O] float32, observations.
+      labels: int32; or float32, observations.
       null_label: the label that stands for none; of an observation, each of its numbers.
       key: the step's random key; the same on every host.
       step: int32 scalar.
@@ -74,14 +75,14 @@ class Inputs:
     apply: Velocity
     params: Params
     emas: dict[str, Params]
-    x1: jax.Array
-    labels: jax.Array
+    x1: Rows
+    labels: Labels
     null_label: float
     key: jax.Array
     step: jax.Array
     num_steps: int
     row_shards: int = 1
-    x0: jax.Array | None = None
+    x0: Rows | None = None
     differentiable: Velocity | None = None
     model: Any = None
 
@@ -176,46 +177,46 @@ class Objective(abc.ABC):
     def sample(
         self,
         velocity: ConditionedFn,
-        x0: jax.Array,
-        labels: jax.Array,
+        x0: Rows,
+        labels: Labels,
         num_steps: int,
-        keys: jax.Array,
-    ) -> jax.Array:
+        keys: Keys,
+    ) -> Rows:
         """From noise to data in `num_steps` evaluations; by default Euler, told d = 1/num_steps.
 
         Args:
           velocity: the network with its parameters.
-          x0: [B, ...] noise.
-          labels: [B] int32, or [B, O] observations.
+          x0: noise.
+          labels: int32, or observations.
           num_steps: evaluations of the network.
-          keys: [B] random keys, each a function of the sample's number, for samplers that draw
+          keys: random keys, each a function of the sample's number, for samplers that draw
             more noise than x0.
 
         Returns:
-          [B, ...] like x0.
+          x at t = 1.
         """
         return samplers.euler(velocity, x0, labels, num_steps, 1 / num_steps)
 
 
-def path(x0: jax.Array, x1: jax.Array, t: jax.Array, sigma_min: float) -> jax.Array:
+def path(x0: Rows, x1: Rows, t: Scalars, sigma_min: float) -> Rows:
     """The straight path x_t = (1 - (1 - sigma_min) t) x_0 + t x_1, noise at t = 0.
 
     Args:
-      x0: [B, ...] noise.
-      x1: [B, ...] data.
-      t: [B].
+      x0: noise.
+      x1: data.
+      t: times.
       sigma_min: noise left at t = 1; the official code has 1e-5, the paper 0.
     """
     t = along_rows(t, x0)
     return (1 - (1 - sigma_min) * t) * x0 + t * x1
 
 
-def path_velocity(x0: jax.Array, x1: jax.Array, sigma_min: float) -> jax.Array:
+def path_velocity(x0: Rows, x1: Rows, sigma_min: float) -> Rows:
     """Its derivative in t: x_1 - (1 - sigma_min) x_0."""
     return x1 - (1 - sigma_min) * x0
 
 
-def noises(inputs: Inputs) -> jax.Array:
+def noises(inputs: Inputs) -> Rows:
     """x_0 of the pairs."""
     assert inputs.x0 is not None, "the records are no pairs"
     return inputs.x0
@@ -236,29 +237,29 @@ def along_rows(values: jax.Array, like: jax.Array) -> jax.Array:
     return values.reshape(values.shape + (1,) * (like.ndim - values.ndim))
 
 
-def drop_labels(key: jax.Array, labels: jax.Array, rate: float, null_label: float) -> jax.Array:
-    """Labels [B] or [B, O], each row replaced by the null label with probability `rate`."""
+def drop_labels(key: jax.Array, labels: Labels, rate: float, null_label: float) -> Labels:
+    """The labels, each row's replaced by the null label with probability `rate`."""
     drop = jax.random.bernoulli(key, rate, labels.shape[:1])
     return jnp.where(along_rows(drop, labels), null_label, labels)
 
 
-def has_label(labels: jax.Array, null_label: float) -> jax.Array:
+def has_label(labels: Labels, null_label: float) -> jax.Array:
     """[B], whether each of the labels [B] or [B, O] is another one than the null label."""
     return jnp.any(labels != null_label, axis=tuple(range(1, labels.ndim)))
 
 
-def within(t: jax.Array, interval: tuple[float, float]) -> jax.Array:
-    """[B], whether times [B] lie in an interval (start, end), both included."""
+def within(t: Scalars, interval: tuple[float, float]) -> jax.Array:
+    """Whether times lie in an interval (start, end), both included."""
     return (t >= interval[0]) & (t <= interval[1])
 
 
-def mean_square(error: jax.Array) -> jax.Array:
-    """[B, ...] -> [B], the mean square over all axes but the first."""
+def mean_square(error: Rows) -> Scalars:
+    """The mean square over all axes but the first."""
     return jnp.mean(jnp.square(error), axis=tuple(range(1, error.ndim)))
 
 
-def sum_square(error: jax.Array) -> jax.Array:
-    """[B, ...] -> [B], the sum of squares over all axes but the first."""
+def sum_square(error: Rows) -> Scalars:
+    """The sum of squares over all axes but the first."""
     return jnp.sum(jnp.square(error), axis=tuple(range(1, error.ndim)))
 
 

@@ -6,6 +6,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from shortcut_tpu.array_types import Keys, Labels, Rows, Scalars
 from shortcut_tpu.objectives import base
 from shortcut_tpu.sampling import samplers
 
@@ -40,10 +41,8 @@ class ConsistencyDistillation(base.Objective):
     def ema_names(self) -> tuple[str, ...]:
         return (self.target_ema,) if self.target_ema else ()
 
-    def targets(
-        self, inputs: base.Inputs, xt: jax.Array, t: jax.Array, labels: jax.Array
-    ) -> jax.Array:
-        """Velocities [n, H, W, C] from x_t [n, H, W, C] to where the student takes x' for."""
+    def targets(self, inputs: base.Inputs, xt: Rows, t: Scalars, labels: Labels) -> Rows:
+        """Velocities from x_t to where the student takes x' for."""
         teacher, student = base.frozen(inputs, base.TEACHER), base.frozen(inputs, self.target_ema)
         ones, h = jnp.ones_like(t), 1 / self.finest_steps
         x_next = base.clipped(xt + h * inputs.apply(teacher, xt, t, ones, labels), self.clip)
@@ -66,10 +65,10 @@ class ConsistencyDistillation(base.Objective):
     def sample(
         self,
         velocity: base.ConditionedFn,
-        x0: jax.Array,
-        labels: jax.Array,
+        x0: Rows,
+        labels: Labels,
         num_steps: int,
-        keys: jax.Array,
-    ) -> jax.Array:
+        keys: Keys,
+    ) -> Rows:
         """To the data and back with new noise, `num_steps` times."""
         return samplers.consistency(velocity, x0, labels, num_steps, keys)

@@ -6,6 +6,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from shortcut_tpu.array_types import Keys, Labels, Rows, Scalars
 from shortcut_tpu.objectives import base
 from shortcut_tpu.sampling import samplers
 
@@ -44,14 +45,12 @@ class ConsistencyTraining(base.Objective):
         num_stages = self.finest_steps.bit_length() - 1
         return 2.0 ** base.stage(step, num_steps, num_stages)
 
-    def targets(
-        self, inputs: base.Inputs, x0: jax.Array, t: jax.Array, t_next: jax.Array
-    ) -> jax.Array:
-        """Velocities [B, H, W, C] from x_t to what x_{t_next} is taken for.
+    def targets(self, inputs: base.Inputs, x0: Rows, t: Scalars, t_next: Scalars) -> Rows:
+        """Velocities from x_t to what x_{t_next} is taken for.
 
         Args:
           inputs: for the data, the labels, the network and its averages.
-          x0: [B, H, W, C] noise.
+          x0: noise.
           t: [B].
           t_next: [B], later than t and at most 1.
         """
@@ -77,10 +76,10 @@ class ConsistencyTraining(base.Objective):
     def sample(
         self,
         velocity: base.ConditionedFn,
-        x0: jax.Array,
-        labels: jax.Array,
+        x0: Rows,
+        labels: Labels,
         num_steps: int,
-        keys: jax.Array,
-    ) -> jax.Array:
+        keys: Keys,
+    ) -> Rows:
         """To the data and back with new noise, `num_steps` times."""
         return samplers.consistency(velocity, x0, labels, num_steps, keys)

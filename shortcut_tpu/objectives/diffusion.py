@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from shortcut_tpu.array_types import Keys, Labels, Rows, Scalars
 from shortcut_tpu.objectives import base
 from shortcut_tpu.sampling import samplers
 
@@ -67,14 +68,14 @@ class Diffusion(base.Objective):
     def sample(
         self,
         velocity: base.ConditionedFn,
-        x0: jax.Array,
-        labels: jax.Array,
+        x0: Rows,
+        labels: Labels,
         num_steps: int,
-        keys: jax.Array,
-    ) -> jax.Array:
+        keys: Keys,
+    ) -> Rows:
         """DDIM over `num_steps` equally spaced times, each at the step nearest to it."""
 
-        def epsilon(x: jax.Array, t: jax.Array, d: jax.Array, labels: jax.Array) -> jax.Array:
+        def epsilon(x: Rows, t: Scalars, d: Scalars, labels: Labels) -> Rows:
             """The network, told the time of the step whose alpha-bar x has."""
             return velocity(x, 1 - self._nearest(t) / self.diffusion_steps, d, labels)
 

@@ -6,6 +6,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from shortcut_tpu.array_types import Keys, Labels, Rows
 from shortcut_tpu.objectives import base
 from shortcut_tpu.sampling import samplers
 
@@ -42,10 +43,10 @@ class FlowMatching(base.Objective):
     def sample(
         self,
         velocity: base.ConditionedFn,
-        x0: jax.Array,
-        labels: jax.Array,
+        x0: Rows,
+        labels: Labels,
         num_steps: int,
-        keys: jax.Array,
-    ) -> jax.Array:
+        keys: Keys,
+    ) -> Rows:
         """Euler, told the one step size that was trained."""
         return samplers.euler(velocity, x0, labels, num_steps, d=1.0)

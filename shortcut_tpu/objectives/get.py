@@ -6,6 +6,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from shortcut_tpu.array_types import Keys, Labels, Rows
 from shortcut_tpu.objectives import base
 
 
@@ -46,11 +47,11 @@ class GenerativeEquilibrium(base.Objective):
     def sample(
         self,
         velocity: base.ConditionedFn,
-        x0: jax.Array,
-        labels: jax.Array,
+        x0: Rows,
+        labels: Labels,
         num_steps: int,
-        keys: jax.Array,
-    ) -> jax.Array:
+        keys: Keys,
+    ) -> Rows:
         """The last iterate; `num_steps` is 1."""
         rows = x0.shape[0]
         return velocity(x0, jnp.zeros(rows), jnp.ones(rows), labels)[..., -x0.shape[-1] :]

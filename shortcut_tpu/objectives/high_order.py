@@ -6,6 +6,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from shortcut_tpu.array_types import Keys, Labels, Outputs, Rows, Scalars
 from shortcut_tpu.objectives import base, rows
 from shortcut_tpu.objectives.shortcut import losses_by_level, rotating_grids, step_size
 from shortcut_tpu.sampling import samplers
@@ -74,14 +75,14 @@ class HighOrder(base.Objective):
     def ema_names(self) -> tuple[str, ...]:
         return (self.target_ema,) if self.target_ema else ()
 
-    def coefficients(self, t: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def coefficients(self, t: Scalars) -> tuple[jax.Array, jax.Array, jax.Array]:
         """(a_t, b_t) at times t [B] in [0, 1), then their first and second derivatives in t.
 
         Returns:
           Three arrays [2, B].
         """
 
-        def mix(t: jax.Array) -> jax.Array:
+        def mix(t: Scalars) -> jax.Array:
             if self.curve == "smoothstep":
                 a = t * t * (3 - 2 * t)
                 return jnp.stack([a, 1 - a])
@@ -89,7 +90,7 @@ class HighOrder(base.Objective):
             # 1 - a^2 without cancellation next to the data.
             return jnp.stack([jnp.exp(log_a), jnp.sqrt(-jnp.expm1(2 * log_a))])
 
-        def first(t: jax.Array) -> jax.Array:
+        def first(t: Scalars) -> jax.Array:
             return jax.jvp(mix, (t,), (jnp.ones_like(t),))[1]
 
         return mix(t), *jax.jvp(first, (t,), (jnp.ones_like(t),))
@@ -101,23 +102,21 @@ class HighOrder(base.Objective):
         )
         return self.acceleration_weight * jnp.mean(velocity**2) / jnp.mean(acceleration**2)
 
-    def flow_accelerations(
-        self, inputs: base.Inputs, xt: jax.Array, t: jax.Array, labels: jax.Array
-    ) -> jax.Array:
-        """(u1 . grad) u1 + du1/dt [n, H, W, C] of the trained weights, told d = 1/M."""
+    def flow_accelerations(self, inputs: base.Inputs, xt: Rows, t: Scalars, labels: Labels) -> Rows:
+        """(u1 . grad) u1 + du1/dt of the trained weights, told d = 1/M."""
         params, d = base.frozen(inputs, ""), jnp.full_like(t, 1 / self.finest_steps)
         network = inputs.differentiable or inputs.apply
 
-        def u1(x: jax.Array, t: jax.Array) -> jax.Array:
+        def u1(x: Rows, t: Scalars) -> Rows:
             return jnp.split(network(params, x, t, d, labels), 2, axis=-1)[0]
 
         _, acceleration = jax.jvp(u1, (xt, t), (u1(xt, t), jnp.ones_like(t)))
         return jax.lax.stop_gradient(acceleration)
 
     def bootstrap_targets(
-        self, inputs: base.Inputs, xt: jax.Array, t: jax.Array, d: jax.Array, labels: jax.Array
-    ) -> jax.Array:
-        """(u1*, u2*) [n, H, W, 2 C] for steps of size d [n], from two half steps."""
+        self, inputs: base.Inputs, xt: Rows, t: Scalars, d: Scalars, labels: Labels
+    ) -> Outputs:
+        """(u1*, u2*) [n, H, W, 2 C] for steps of size d, from two half steps."""
         params, half = base.frozen(inputs, self.target_ema), d / 2
         out = inputs.apply(params, xt, t, half, labels)
         moved = samplers.second_order_step(xt, out, base.along_rows(half, xt))
@@ -162,11 +161,11 @@ class HighOrder(base.Objective):
     def sample(
         self,
         velocity: base.ConditionedFn,
-        x0: jax.Array,
-        labels: jax.Array,
+        x0: Rows,
+        labels: Labels,
         num_steps: int,
-        keys: jax.Array,
-    ) -> jax.Array:
+        keys: Keys,
+    ) -> Rows:
         """Second-order steps, told the trained step size that `step_size` gives."""
         d = step_size(num_steps, self.finest_steps)
         return samplers.second_order(velocity, x0, labels, num_steps, d)

@@ -6,6 +6,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from shortcut_tpu.array_types import Keys, Labels, Rows, Scalars
 from shortcut_tpu.objectives import base, mean_velocity, rows, told_guidance
 from shortcut_tpu.sampling import samplers
 
@@ -110,10 +111,10 @@ class ImprovedMeanFlow(base.Objective):
     def velocities(
         self,
         inputs: base.Inputs,
-        xt: jax.Array,
-        t: jax.Array,
-        v: jax.Array,
-        labels: jax.Array,
+        xt: Rows,
+        t: Scalars,
+        v: Rows,
+        labels: Labels,
         told: Conditions,
     ) -> tuple[jax.Array, jax.Array]:
         """(v_g, v_c), each [B, H, W, C], for velocities v = x_1 - x_0.
@@ -145,14 +146,14 @@ class ImprovedMeanFlow(base.Objective):
         self,
         inputs: base.Inputs,
         u: jax.Array,
-        xt: jax.Array,
-        t: jax.Array,
-        d: jax.Array,
+        xt: Rows,
+        t: Scalars,
+        d: Scalars,
         v_c: jax.Array,
-        labels: jax.Array,
+        labels: Labels,
         told: Conditions,
-    ) -> jax.Array:
-        """V = u - d sg[Du] [n, H, W, C]; gradients flow through u alone."""
+    ) -> Rows:
+        """V = u - d sg[Du]; gradients flow through u alone."""
         derivative = mean_velocity.total_derivative(inputs, xt, t, d, v_c, labels, **told)
         return u - base.along_rows(d, u) * _head(derivative, 0)
 
@@ -188,11 +189,11 @@ class ImprovedMeanFlow(base.Objective):
     def sample(
         self,
         velocity: base.ConditionedFn,
-        x0: jax.Array,
-        labels: jax.Array,
+        x0: Rows,
+        labels: Labels,
         num_steps: int,
-        keys: jax.Array,
-    ) -> jax.Array:
+        keys: Keys,
+    ) -> Rows:
         """Euler on u, told d = 1/num_steps and the guidance of samples."""
         start, end = self.sample_interval
         told = told_guidance.telling(
@@ -202,7 +203,7 @@ class ImprovedMeanFlow(base.Objective):
             guidance_end=end,
         )
 
-        def u(x: jax.Array, t: jax.Array, d: jax.Array, labels: jax.Array) -> jax.Array:
+        def u(x: Rows, t: Scalars, d: Scalars, labels: Labels) -> Rows:
             return _head(told(x, t, d, labels), 0)
 
         return samplers.euler(u, x0, labels, num_steps, 1 / num_steps)

@@ -6,6 +6,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from shortcut_tpu.array_types import Keys, Labels, Rows, Scalars
 from shortcut_tpu.objectives import base, rows, told_guidance
 from shortcut_tpu.objectives.shortcut import losses_by_level, rotating_grids, step_size
 from shortcut_tpu.sampling import samplers
@@ -91,13 +92,13 @@ class ImprovedShortcut(base.Objective):
     def guided_targets(
         self,
         inputs: base.Inputs,
-        xt: jax.Array,
-        t: jax.Array,
-        v: jax.Array,
-        labels: jax.Array,
-        told: jax.Array,
-    ) -> jax.Array:
-        """Guided velocities [n, H, W, C] for v = x_1 - x_0 and told = 1 - 1/w [n]."""
+        xt: Rows,
+        t: Scalars,
+        v: Rows,
+        labels: Labels,
+        told: Scalars,
+    ) -> Rows:
+        """Guided velocities for v = x_1 - x_0 and told = 1 - 1/w."""
         params = base.frozen(inputs, self.target_ema)
         x2, t2 = rows.append(xt, xt, 1), rows.append(t, t, 1)
         labels2 = rows.append(labels, jnp.full_like(labels, inputs.null_label), 1)
@@ -113,13 +114,13 @@ class ImprovedShortcut(base.Objective):
     def bootstrap_targets(
         self,
         inputs: base.Inputs,
-        xt: jax.Array,
-        t: jax.Array,
-        d: jax.Array,
-        labels: jax.Array,
-        told: jax.Array,
-    ) -> jax.Array:
-        """Targets [n, H, W, C] for steps of size d [n], from two half steps."""
+        xt: Rows,
+        t: Scalars,
+        d: Scalars,
+        labels: Labels,
+        told: Scalars,
+    ) -> Rows:
+        """Targets for steps of size d, from two half steps."""
         params, half = base.frozen(inputs, self.target_ema), d / 2
         v1 = inputs.apply(params, xt, t, half, labels, guidance=told)
         x_half = base.clipped(xt + base.along_rows(half, xt) * v1, self.clip)
@@ -166,11 +167,11 @@ class ImprovedShortcut(base.Objective):
     def sample(
         self,
         velocity: base.ConditionedFn,
-        x0: jax.Array,
-        labels: jax.Array,
+        x0: Rows,
+        labels: Labels,
         num_steps: int,
-        keys: jax.Array,
-    ) -> jax.Array:
+        keys: Keys,
+    ) -> Rows:
         """Euler as in Shortcut, told the guidance of samples too."""
         told = told_guidance.telling(velocity, guidance=1 - 1 / self.sample_guidance)
         d = step_size(num_steps, self.finest_steps)

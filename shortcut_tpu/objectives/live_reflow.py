@@ -6,6 +6,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from shortcut_tpu.array_types import Keys, Labels, Rows, Scalars
 from shortcut_tpu.objectives import base, rows
 from shortcut_tpu.sampling import samplers
 
@@ -52,11 +53,11 @@ class LiveReflow(base.Objective):
     def row_stride(self) -> int:
         return round(1 / self.reflow_share)
 
-    def generate(self, inputs: base.Inputs, x0: jax.Array, labels: jax.Array) -> jax.Array:
-        """z_1 [n, H, W, C] from noise x_0 by the trained weights; no gradient flows into it."""
+    def generate(self, inputs: base.Inputs, x0: Rows, labels: Labels) -> Rows:
+        """z_1 from noise x_0 by the trained weights; no gradient flows into it."""
         params = jax.lax.stop_gradient(inputs.params)
 
-        def velocity(x: jax.Array, t: jax.Array, d: jax.Array, labels: jax.Array) -> jax.Array:
+        def velocity(x: Rows, t: Scalars, d: Scalars, labels: Labels) -> Rows:
             if self.guidance == 1:
                 return inputs.apply(params, x, t, d, labels)
             x2, t2, d2 = (rows.append(a, a, 1) for a in (x, t, d))
@@ -89,11 +90,11 @@ class LiveReflow(base.Objective):
     def sample(
         self,
         velocity: base.ConditionedFn,
-        x0: jax.Array,
-        labels: jax.Array,
+        x0: Rows,
+        labels: Labels,
         num_steps: int,
-        keys: jax.Array,
-    ) -> jax.Array:
+        keys: Keys,
+    ) -> Rows:
         """Euler, told d = 1/M from M steps on and d = 1 below."""
         d = 1 / self.finest_steps if num_steps >= self.finest_steps else 1.0
         return samplers.euler(velocity, x0, labels, num_steps, d)

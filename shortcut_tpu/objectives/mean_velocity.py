@@ -16,6 +16,7 @@ from typing import ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from shortcut_tpu.array_types import Labels, Outputs, Rows, Scalars
 from shortcut_tpu.objectives import base, rows
 
 
@@ -30,11 +31,11 @@ class Points(NamedTuple):
       labels: [B], some of them dropped.
     """
 
-    xt: jax.Array
-    t: jax.Array
-    d: jax.Array
-    v: jax.Array
-    labels: jax.Array
+    xt: Rows
+    t: Scalars
+    d: Scalars
+    v: Rows
+    labels: Labels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,8 +86,8 @@ class MeanVelocity(base.Objective):
         """t and d [num_rows]."""
         return draw_intervals(key, num_rows, self.kinds, self.time_mean, self.time_std)
 
-    def drop_labels(self, key: jax.Array, inputs: base.Inputs, t: jax.Array) -> jax.Array:
-        """The labels [B] that the network is told."""
+    def drop_labels(self, key: jax.Array, inputs: base.Inputs, t: Scalars) -> Labels:
+        """The labels that the network is told."""
         return drop_flow_labels(key, inputs, self.kinds, self.label_dropout)
 
     def points(self, inputs: base.Inputs) -> Points:
@@ -127,8 +128,8 @@ def draw_intervals(
 
 def drop_flow_labels(
     key: jax.Array, inputs: base.Inputs, kinds: rows.Share, share: float
-) -> jax.Array:
-    """Labels [B] of which `share` of all rows are lost, all of them on rows without an interval."""
+) -> Labels:
+    """Labels of which `share` of all rows are lost, all of them on rows without an interval."""
     if kinds.share == 1:
         return inputs.labels
     rate = min(1.0, share / (1 - kinds.share))
@@ -138,16 +139,16 @@ def drop_flow_labels(
 
 def guided_velocity(
     inputs: base.Inputs,
-    xt: jax.Array,
-    t: jax.Array,
-    v: jax.Array,
-    labels: jax.Array,
+    xt: Rows,
+    t: Scalars,
+    v: Rows,
+    labels: Labels,
     *,
     guidance: float,
     mix: float,
     interval: tuple[float, float] = (0.0, 1.0),
     null_too: bool = False,
-) -> jax.Array:
+) -> Rows:
     """w v + (1 - w - k) u(x_t, t, 0, null) + k u(x_t, t, 0, y) at times in the interval.
 
     v itself at other times and on rows without a label. Source: MeanFlow (arXiv 2505.13447,
@@ -186,14 +187,14 @@ def guided_velocity(
 
 def total_derivative(
     inputs: base.Inputs,
-    xt: jax.Array,
-    t: jax.Array,
-    d: jax.Array,
-    v: jax.Array,
-    labels: jax.Array,
-    **conditions: jax.Array,
-) -> jax.Array:
-    """Du [n, H, W, C] of the trained weights' u by one forward-mode pass; no gradient flows in."""
+    xt: Rows,
+    t: Scalars,
+    d: Scalars,
+    v: Rows,
+    labels: Labels,
+    **conditions: Scalars,
+) -> Outputs:
+    """Du of the trained weights' u by one forward-mode pass; no gradient flows in."""
     params, network = base.frozen(inputs, ""), inputs.differentiable or inputs.apply
     tangents = (v, jnp.ones_like(t), -jnp.ones_like(d))
     _, derivative = jax.jvp(

@@ -6,6 +6,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from shortcut_tpu.array_types import Labels, Rows, Scalars
 from shortcut_tpu.objectives import base, mean_velocity
 
 
@@ -38,13 +39,13 @@ class MeanFlow(mean_velocity.MeanVelocity):
     def targets(
         self,
         inputs: base.Inputs,
-        xt: jax.Array,
-        t: jax.Array,
-        d: jax.Array,
-        v: jax.Array,
-        labels: jax.Array,
-    ) -> jax.Array:
-        """v + d Du [n, H, W, C] of rows with an interval [t, t + d], guided velocity v."""
+        xt: Rows,
+        t: Scalars,
+        d: Scalars,
+        v: Rows,
+        labels: Labels,
+    ) -> Rows:
+        """v + d Du of rows with an interval [t, t + d], guided velocity v."""
         derivative = mean_velocity.total_derivative(inputs, xt, t, d, v, labels)
         return v + base.along_rows(d, xt) * derivative
 

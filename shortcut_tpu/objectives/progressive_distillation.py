@@ -6,6 +6,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from shortcut_tpu.array_types import Keys, Labels, Rows, Scalars
 from shortcut_tpu.objectives import base, rows
 from shortcut_tpu.sampling import samplers
 
@@ -55,17 +56,17 @@ class ProgressiveDistillation(base.Objective):
     def targets(
         self,
         inputs: base.Inputs,
-        xt: jax.Array,
-        t: jax.Array,
-        labels: jax.Array,
+        xt: Rows,
+        t: Scalars,
+        labels: Labels,
         stage: jax.Array,
-    ) -> jax.Array:
-        """Targets [n, H, W, C] at times t [n] from two half steps of the teacher."""
+    ) -> Rows:
+        """Targets at times t from two half steps of the teacher."""
         params, ones = base.frozen(inputs, base.TEACHER), jnp.ones_like(t)
         guidance = jnp.where(stage == 0, self.guidance, 1.0)
         half = 2.0**stage / self.finest_steps
 
-        def velocity(x: jax.Array, t: jax.Array) -> jax.Array:
+        def velocity(x: Rows, t: Scalars) -> Rows:
             if self.guidance == 1:
                 return inputs.apply(params, x, t, ones, labels)
             x2, t2, ones2 = (rows.append(a, a, 1) for a in (x, t, ones))
@@ -106,10 +107,10 @@ class ProgressiveDistillation(base.Objective):
     def sample(
         self,
         velocity: base.ConditionedFn,
-        x0: jax.Array,
-        labels: jax.Array,
+        x0: Rows,
+        labels: Labels,
         num_steps: int,
-        keys: jax.Array,
-    ) -> jax.Array:
+        keys: Keys,
+    ) -> Rows:
         """Euler, told d = 1; meant for one step."""
         return samplers.euler(velocity, x0, labels, num_steps, d=1.0)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from shortcut_tpu.array_types import Keys, Labels, Rows, Scalars
 from shortcut_tpu.objectives import base
 from shortcut_tpu.objectives.rows import append, detach, put, take
 from shortcut_tpu.sampling import samplers
@@ -66,11 +67,11 @@ class Shortcut(base.Objective):
     def sample(
         self,
         velocity: base.ConditionedFn,
-        x0: jax.Array,
-        labels: jax.Array,
+        x0: Rows,
+        labels: Labels,
         num_steps: int,
-        keys: jax.Array,
-    ) -> jax.Array:
+        keys: Keys,
+    ) -> Rows:
         """Euler, told the trained step size that `step_size` gives."""
         d = step_size(num_steps, self.finest_steps)
         return samplers.euler(velocity, x0, labels, num_steps, d)
@@ -123,11 +124,11 @@ class Shortcut(base.Objective):
     def targets(
         self,
         inputs: base.Inputs,
-        xt: jax.Array,
-        t: jax.Array,
+        xt: Rows,
+        t: Scalars,
         levels: jax.Array,
-        labels: jax.Array,
-    ) -> jax.Array:
+        labels: Labels,
+    ) -> Rows:
         """Self-consistency targets for steps of size 2^-level, from two half steps.
 
         Args:
@@ -145,7 +146,7 @@ class Shortcut(base.Objective):
         half = 0.5 * 2.0**-levels
         guided_stride = self._guided_stride(xt.shape[0], inputs.row_shards)
 
-        def velocity(x: jax.Array, t: jax.Array) -> jax.Array:
+        def velocity(x: Rows, t: Scalars) -> Rows:
             if self.guidance == 1:
                 return inputs.apply(params, x, t, half, labels)
             # Conditional rows and the null-label copies of those that may be guided, in one batch.

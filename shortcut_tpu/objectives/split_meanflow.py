@@ -6,6 +6,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from shortcut_tpu.array_types import Labels, Rows, Scalars
 from shortcut_tpu.objectives import base, mean_velocity
 
 
@@ -38,13 +39,13 @@ class SplitMeanFlow(mean_velocity.MeanVelocity):
     def targets(
         self,
         inputs: base.Inputs,
-        xt: jax.Array,
-        t: jax.Array,
-        d: jax.Array,
-        split: jax.Array,
-        labels: jax.Array,
-    ) -> jax.Array:
-        """Targets [n, H, W, C] of rows with an interval [t, t + d] split at t + split d."""
+        xt: Rows,
+        t: Scalars,
+        d: Scalars,
+        split: Scalars,
+        labels: Labels,
+    ) -> Rows:
+        """Targets of rows with an interval [t, t + d] split at t + split d."""
         params = base.frozen(inputs, self.target_ema)
         first, second = split * d, (1 - split) * d
         u1 = inputs.apply(params, xt, t, first, labels)

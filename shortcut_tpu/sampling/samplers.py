@@ -10,75 +10,73 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 
-# v(x, t, d, labels), with x [B, ...], t and d [B], and labels [B] or observations [B, O].
-VelocityFn = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
+from shortcut_tpu.array_types import Keys, Labels, Outputs, Rows, Scalars
+
+# v(x, t, d, labels)
+VelocityFn = Callable[[Rows, Scalars, Scalars, Labels], Outputs]
 
 
 class ConditionedFn(Protocol):
-    """A VelocityFn that may be told conditions [B] by name as well."""
+    """A VelocityFn that may be told conditions by name as well."""
 
     def __call__(
-        self, x: jax.Array, t: jax.Array, d: jax.Array, labels: jax.Array, **conditions: jax.Array
-    ) -> jax.Array: ...
+        self, x: Rows, t: Scalars, d: Scalars, labels: Labels, **conditions: Scalars
+    ) -> Outputs: ...
 
 
 def _solved(
-    advance: Callable[[jax.Array, jax.Array], jax.Array], x0: jax.Array, num_steps: int
+    advance: Callable[[jax.Array, jax.Array], jax.Array], x0: Rows, num_steps: int
 ) -> jax.Array:
     """x at t = 1 by x_{t + 1/n} = advance(x_t, i) from t = 0, i = n t; one scan of one program."""
 
-    def step(x: jax.Array, index: jax.Array) -> tuple[jax.Array, None]:
+    def step(x: Rows, index: jax.Array) -> tuple[jax.Array, None]:
         return advance(x, index), None
 
     return jax.lax.scan(step, x0, jnp.arange(num_steps))[0]
 
 
-def euler(
-    velocity: VelocityFn, x0: jax.Array, labels: jax.Array, num_steps: int, d: float
-) -> jax.Array:
+def euler(velocity: VelocityFn, x0: Rows, labels: Labels, num_steps: int, d: float) -> Rows:
     """x_{t + 1/n} = x_t + v(x_t, t, d, y) / n for t = 0, 1/n, ..., (n-1)/n.
 
     Source: arXiv 2410.12557, algorithm 2.
 
     Args:
       velocity: the network with its parameters.
-      x0: [B, H, W, C] noise.
-      labels: [B] int32.
+      x0: noise.
+      labels: int32.
       num_steps: n.
       d: the step size that the network is told.
 
     Returns:
-      [B, H, W, C] at t = 1.
+      x at t = 1.
     """
     rows = x0.shape[0]
 
-    def advance(x: jax.Array, index: jax.Array) -> jax.Array:
+    def advance(x: Rows, index: jax.Array) -> jax.Array:
         t = jnp.full(rows, index / num_steps)
         return x + velocity(x, t, jnp.full(rows, d), labels) / num_steps
 
     return _solved(advance, x0, num_steps)
 
 
-def second_order(
-    network: VelocityFn, x0: jax.Array, labels: jax.Array, num_steps: int, d: float
-) -> jax.Array:
+def second_order(network: VelocityFn, x0: Rows, labels: Labels, num_steps: int, d: float) -> Rows:
     """x_{t + h} = x_t + h u1(x_t, t, d, y) + h^2 u2(x_t, t, d, y) / 2, h = 1/n.
 
     Source: HOMO (arXiv 2502.00688, sampling). Exact where the acceleration is constant.
 
     Args:
       network: puts out (u1, u2), velocity and acceleration side by side in the last axis.
-      x0: [B, H, W, C] noise.
-      labels: [B] int32.
+      x0: noise.
+      labels: int32.
       num_steps: n.
       d: the step size that the network is told.
 
     Returns:
-      [B, H, W, C] at t = 1.
+      x at t = 1.
     """
     rows = x0.shape[0]
 
-    def advance(x: jax.Array, index: jax.Array) -> jax.Array:
+    def advance(x: Rows, index: jax.Array) -> jax.Array:
         t = jnp.full(rows, index / num_steps)
         out = network(x, t, jnp.full(rows, d), labels)
         return second_order_step(x, out, 1 / num_steps)
@@ -94,11 +92,11 @@ def second_order_step(x: jax.Array, out: jax.Array, size: jax.Array | float) -> 
 
 def consistency(
     velocity: VelocityFn,
-    x0: jax.Array,
-    labels: jax.Array,
+    x0: Rows,
+    labels: Labels,
     num_steps: int,
-    keys: jax.Array,
-) -> jax.Array:
+    keys: Keys,
+) -> Rows:
     """To the data in every step, then back onto the path with new noise.
 
         x1_hat = x_t + (1 - t) v(x_t, t),   x_{t+h} = (t + h) x1_hat + (1 - t - h) e,   h = 1/n
@@ -108,17 +106,17 @@ def consistency(
 
     Args:
       velocity: the network with its parameters.
-      x0: [B, H, W, C] noise.
-      labels: [B] int32.
+      x0: noise.
+      labels: int32.
       num_steps: n.
-      keys: [B] random keys; step i draws its noise from a row's key folded with i.
+      keys: random keys; step i draws its noise from a row's key folded with i.
 
     Returns:
-      [B, H, W, C] at t = 1.
+      x at t = 1.
     """
     rows = x0.shape[0]
 
-    def advance(x: jax.Array, index: jax.Array) -> jax.Array:
+    def advance(x: Rows, index: jax.Array) -> jax.Array:
         t, t_next = index / num_steps, (index + 1) / num_steps
         x1_hat = x + (1 - t) * velocity(x, jnp.full(rows, t), jnp.ones(rows), labels)
         draw = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, index), x.shape[1:]))
@@ -129,11 +127,11 @@ def consistency(
 
 def ddim(
     epsilon: VelocityFn,
-    x0: jax.Array,
-    labels: jax.Array,
+    x0: Rows,
+    labels: Labels,
     num_steps: int,
     alpha_bar: Callable[[jax.Array], jax.Array],
-) -> jax.Array:
+) -> Rows:
     """The deterministic sampler of a diffusion model, over n equal steps of t.
 
         x1_hat = (x_t - sqrt(1 - a_t) e(x_t, t)) / sqrt(a_t)
@@ -143,17 +141,17 @@ def ddim(
 
     Args:
       epsilon: the network with its parameters, which predicts the noise.
-      x0: [B, H, W, C] noise.
-      labels: [B] int32.
+      x0: noise.
+      labels: int32.
       num_steps: n.
       alpha_bar: the share of the signal in the variance at time t; 1 at t = 1.
 
     Returns:
-      [B, H, W, C] at t = 1.
+      x at t = 1.
     """
     rows = x0.shape[0]
 
-    def advance(x: jax.Array, index: jax.Array) -> jax.Array:
+    def advance(x: Rows, index: jax.Array) -> jax.Array:
         t = jnp.full(rows, index / num_steps)
         a, a_next = alpha_bar(t[0]), alpha_bar((index + 1) / num_steps)
         e = epsilon(x, t, jnp.ones(rows), labels)
@@ -187,8 +185,8 @@ def guided(
     start, end = interval
 
     def guided_velocity(
-        x: jax.Array, t: jax.Array, d: jax.Array, labels: jax.Array, **conditions: jax.Array
-    ) -> jax.Array:
+        x: Rows, t: Scalars, d: Scalars, labels: Labels, **conditions: Scalars
+    ) -> Outputs:
         inside = (t >= start) & ((t < end) | (end == 1))
         strength = jnp.where(inside, scale, 1.0).reshape(-1, *(1 for _ in x.shape[1:]))
         x, t, d, conditions = jax.tree.map(lambda a: jnp.concatenate([a, a]), (x, t, d, conditions))

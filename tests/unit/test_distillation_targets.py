@@ -208,7 +208,9 @@ def test_the_teacher_changes_though_the_update_is_left_out() -> None:
         row_shards=1,
         max_skipped=10,
     )
-    batch = {name: jnp.zeros((1, 1, 1, 1)) for name in ("mean", "std")} | {"label": jnp.zeros(1, jnp.int32)}
+    batch = {name: jnp.zeros((1, 1, 1, 1)) for name in ("mean", "std")} | {
+        "label": jnp.zeros(1, jnp.int32)
+    }
     params, zero = {"w": jnp.ones(())}, jnp.zeros((), jnp.int32)
     emas = {"target": {"w": jnp.array(2.0)}, "teacher": {"w": jnp.array(3.0)}}
     for at, teacher in ((8, 3.0), (9, 2.0)):

@@ -16,9 +16,9 @@ shardings that `shortcut_tpu.train` runs on the pod. Nothing is run: figures com
 and the chips' published peaks. "At least" is a lower bound of the time, "estimate" the sum of the
 compiler's own costs (docs/estimates.md). The exit status is 1 if the run does not fit. With
 --config.train.compile_cache=DIR the compiled step is stored where `train` looks for it; no pod has
-tried yet whether it finds that entry. --all takes about 12 s for each row, with --whole one or two
-minutes, and --search about a quarter of an hour for XL. All continue when they are started again
-with the same --json.
+tried yet whether it finds that entry. --all takes a minute or two for each row, with --whole two to
+five, and --search about a quarter of an hour for XL. All continue when they are started again with
+the same --json.
 """
 
 import functools

@@ -42,8 +42,6 @@ AXIS = Either(OneOf(-1), Whole(1))
 GUIDANCE = Text(
     r"(\d+:)?[\d.e+-]+(,(\d+:)?[\d.e+-]+)*", "STRENGTH or STEPS:STRENGTH, comma-separated"
 )
-# What can be measured.
-PROTOCOLS = ("adm", "official", "jax-fid", "fd_efficientnet", "fd_pixel")
 
 
 def leave_out_guidance(config: ConfigDict) -> None:
@@ -295,7 +293,7 @@ def _keys() -> ConfigDict:
     config.evaluation.batch_size = Key(256, Whole(1))
     # What is measured, and how: adm, official or jax-fid (FID by Inception), fd_efficientnet, or
     # fd_pixel, the Frechet distance of decoded pixels; `shortcut_tpu/evaluation/protocols.py`.
-    config.evaluation.protocol = Key("fd_pixel", OneOf(*PROTOCOLS))
+    config.evaluation.protocol = Key("fd_pixel", OneOf(*hyperparameters.PROTOCOLS))
     # Its network's weights, NAME:FILE, such as inception:FILE; empty where a package carries them.
     config.evaluation.features = Key("", Text())
     # Statistics of real images, an npz; empty for the run's own records, decoded.

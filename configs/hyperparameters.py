@@ -25,8 +25,10 @@ OBJECTIVES = (
     *("flow_matching", "diffusion", "shortcut", "consistency_training", "live_reflow"),
     *("progressive_distillation", "consistency_distillation", "reflow", "get", "koopman"),
     *("meanflow", "improved_meanflow", "alpha_flow", "split_meanflow", "improved_shortcut"),
-    "high_order",
+    *("high_order", "fd_loss"),
 )
+# What can be measured.
+PROTOCOLS = ("adm", "official", "jax-fid", "fd_dinov2", "fd_efficientnet", "fd_pixel")
 
 
 def keys() -> ConfigDict:
@@ -214,6 +216,21 @@ def keys() -> ConfigDict:
                 # On flow rows only.
                 "label_dropout": Key(0.1, Real(0, 1)),
                 "target_ema": Key("target", Text()),
+            },
+            # Post-training: the run starts from weights, --init_from.
+            "fd_loss": {
+                # The objective that those were trained by, with its own keys here: its network,
+                # conditions and one-step sampler.
+                "generator": Key("shortcut", OneOf(*OBJECTIVES[:-1])),
+                # What is trained on, as names of evaluation.protocol; then as evaluation.features
+                # and evaluation.reference of each, or none where all have "" there.
+                "protocols": Key(("fd_pixel",), Several(OneOf(*PROTOCOLS), least=1)),
+                "features": Key((), Several(Text())),
+                "references": Key((), Several(Text())),
+                # Of the generated moments' average.
+                "decay": Key(0.999, Real(0, 1, below=True)),
+                # A distance is divided by itself and this.
+                "epsilon": Key(0.01, Real(0, above=True)),
             },
         }
     )

@@ -159,6 +159,20 @@ RECIPES: dict[str, Recipe] = {
         "objective.improved_shortcut.guidance_interval": (0.3, 1.0),
         "objective.improved_shortcut.label_dropout": 0.1,
     },
+    # arXiv 2604.28190 and its official code's iMF: 100 epochs of 1250 steps, 5 of them to warm up.
+    "fd_loss": {
+        "batch_size": 1024,
+        "train.num_steps": 125_000,
+        "optimizer.learning_rate": 1e-6,
+        "optimizer.schedule": "cosine",
+        "optimizer.warmup_steps": 6_250,
+        "optimizer.b1": 0.9,
+        "optimizer.b2": 0.95,
+        "optimizer.weight_decay": 0.0,
+        "objective.fd_loss.decay": 0.999,
+        "objective.fd_loss.epsilon": 0.01,
+        "evaluation.guidance": "1",
+    },
     # HOMO has no recipe for images: Shortcut's.
     "high_order": _SHORTCUT | {"objective.high_order.target_ema": "evaluation"},
 }

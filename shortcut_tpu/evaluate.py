@@ -229,6 +229,8 @@ def _remarks(protocol: Protocol, count: int, features: Features, reference: Refe
     lines = [f"protocol {protocol.name}, against {reference.source}"]
     if features.digest:
         lines.append(f"weights: {features.known_as or f'unknown, SHA-256 {features.digest}'}")
+    if features.remark:
+        lines.append(f"not comparable with published numbers: {features.remark}")
     if protocol.num_samples not in (None, count):
         lines.append(
             f"not comparable with published numbers, which are of {protocol.num_samples} samples"

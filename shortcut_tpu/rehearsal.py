@@ -85,7 +85,7 @@ def _steps(experiment: Experiment, state: TrainState, records: epath.PathLike) -
         config, records, experiment.mesh, start_step=0, num_steps=num_steps
     ) as batches:
         for batch in batches:
-            state, metrics = experiment.train_step(state, batch)
+            state, metrics = experiment.train_step(state, batch, experiment.judges)
             jax.block_until_ready(experiment.summarize(metrics))
     return state
 

@@ -25,6 +25,7 @@ from shortcut_tpu.cli import command
 from shortcut_tpu.cli import config as config_lib
 from shortcut_tpu.cli.console import duration, say, where_things_are
 from shortcut_tpu.evaluation.inputs import require_named, require_readable
+from shortcut_tpu.evaluation.judges import load_judges
 from shortcut_tpu.evaluation.memory import require_host_memory
 from shortcut_tpu.evaluation.periodic import PeriodicEvaluation
 from shortcut_tpu.evaluation.protocols import get_protocol
@@ -104,7 +105,8 @@ def _train(
         require_readable(config, autoencoder)
 
     # ---------------------------------------------------------------- model, objective, mesh
-    experiment = Experiment.from_config(config, jax.devices(), autoencoder.scale)
+    judges = load_judges(config, autoencoder)
+    experiment = Experiment.from_config(config, jax.devices(), autoencoder.scale, judges)
     say(*introduction(experiment, manifest))
 
     # ---------------------------------------------------------------- state, fresh or restored
@@ -167,7 +169,7 @@ def _train(
         with step_marker(step):
             with clock.spending(INPUT):
                 batch = next(batches)
-            state, metrics = experiment.train_step(state, batch)
+            state, metrics = experiment.train_step(state, batch, experiment.judges)
             clock.stepping()
         if step == first_step + 1:
             skipping.look_at_first(step, metrics, config.train.max_skipped)

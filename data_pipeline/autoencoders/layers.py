@@ -11,7 +11,9 @@ Usage:
     out = run(network, weights, images)
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+import contextlib
+import contextvars
 import math
 from typing import Any, TypeVar
 
@@ -25,7 +27,17 @@ Supply = Callable[[str, Shape], jax.Array]
 
 # By default a TPU multiplies float32 in one pass of bfloat16, whose error of 2^-9 in every layer
 # shows in the latents and in the FID of what is decoded.
-PRECISION = jax.lax.Precision.HIGHEST
+_precision = contextvars.ContextVar("precision", default=jax.lax.Precision.HIGHEST)
+
+
+@contextlib.contextmanager
+def at_precision(precision: jax.lax.Precision) -> Iterator[None]:
+    """Networks that are traced within multiply at this precision, HIGHEST elsewhere."""
+    token = _precision.set(precision)
+    try:
+        yield
+    finally:
+        _precision.reset(token)
 
 
 class Layers:
@@ -40,7 +52,8 @@ class Layers:
         """The layers further in, torch's way: `at("blocks", 0)` is blocks.0 of here."""
         return Layers(self._supply, "".join([self._place, *(f"{name}." for name in names)]))
 
-    def _weight(self, name: str, shape: Shape) -> jax.Array:
+    def weight(self, name: str, shape: Shape) -> jax.Array:
+        """A weight of this place, for what is no layer below."""
         return self._supply(self._place + name, shape)
 
     def conv(
@@ -58,19 +71,19 @@ class Layers:
         halves = ((height // 2, height // 2), (width // 2, width // 2))
         out = jax.lax.conv_general_dilated(
             x,
-            self._weight("weight", (outputs, x.shape[-1], height, width)),
+            self.weight("weight", (outputs, x.shape[-1], height, width)),
             (stride, stride),
             (padding, padding) if padding else halves,
             dimension_numbers=("NHWC", "OIHW", "NHWC"),
-            precision=PRECISION,
+            precision=_precision.get(),
         )
-        return out + self._weight("bias", (outputs,)) if bias else out
+        return out + self.weight("bias", (outputs,)) if bias else out
 
     def depthwise(
         self, x: jax.Array, size: int, stride: int, padding: tuple[int, int]
     ) -> jax.Array:
         """A convolution of each channel by a kernel of its own, without a bias."""
-        weight = self._weight("weight", (x.shape[-1], 1, size, size))
+        weight = self.weight("weight", (x.shape[-1], 1, size, size))
         padded = jnp.pad(x, ((0, 0), padding, padding, (0, 0)))
         rows, columns = (side - size + 1 for side in padded.shape[1:3])
         # A sum of shifted images: XLA's grouped convolution takes a processor seven times as long.
@@ -83,16 +96,23 @@ class Layers:
 
     def linear(self, x: jax.Array, outputs: int, *, bias: bool = True) -> jax.Array:
         """x W^T + b over the last axis of x, of any rank."""
-        weight = self._weight("weight", (outputs, x.shape[-1]))
-        out = jnp.einsum("...i,oi->...o", x, weight, precision=PRECISION)
-        return out + self._weight("bias", (outputs,)) if bias else out
+        weight = self.weight("weight", (outputs, x.shape[-1]))
+        out = jnp.einsum("...i,oi->...o", x, weight, precision=_precision.get())
+        return out + self.weight("bias", (outputs,)) if bias else out
 
     def batch_norm(self, x: jax.Array, epsilon: float) -> jax.Array:
         """Normalised by the running mean and variance of training, then scaled and shifted."""
         channels = (x.shape[-1],)
-        mean, variance = (self._weight(f"running_{name}", channels) for name in ("mean", "var"))
+        mean, variance = (self.weight(f"running_{name}", channels) for name in ("mean", "var"))
         normal = (x - mean) * jax.lax.rsqrt(variance + epsilon)
-        return normal * self._weight("weight", channels) + self._weight("bias", channels)
+        return normal * self.weight("weight", channels) + self.weight("bias", channels)
+
+    def layer_norm(self, x: jax.Array, epsilon: float) -> jax.Array:
+        """Zero mean and unit variance over the last axis of x, of any rank; scaled and shifted."""
+        channels = (x.shape[-1],)
+        centred = x - x.mean(-1, keepdims=True)
+        normal = centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + epsilon)
+        return normal * self.weight("weight", channels) + self.weight("bias", channels)
 
     def group_norm(self, x: jax.Array, groups: int, epsilon: float) -> jax.Array:
         """Zero mean and unit variance over each group of channels, then scaled and shifted."""
@@ -102,7 +122,7 @@ class Layers:
         # Not the mean of squares less the square of the mean: that cancels in float32.
         variance = jnp.square(centred).mean((1, 3), keepdims=True)
         normal = (centred * jax.lax.rsqrt(variance + epsilon)).reshape(x.shape)
-        return normal * self._weight("weight", (channels,)) + self._weight("bias", (channels,))
+        return normal * self.weight("weight", (channels,)) + self.weight("bias", (channels,))
 
 
 def upsample(x: jax.Array) -> jax.Array:
@@ -112,9 +132,9 @@ def upsample(x: jax.Array) -> jax.Array:
 
 def attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
     """softmax(q k^T / sqrt(c)) v of one head over [n, pixels, c]."""
-    logits = jnp.einsum("nqc,nkc->nqk", query, key, precision=PRECISION)
+    logits = jnp.einsum("nqc,nkc->nqk", query, key, precision=_precision.get())
     weights = jax.nn.softmax(logits / math.sqrt(query.shape[-1]), axis=-1)
-    return jnp.einsum("nqk,nkc->nqc", weights, value, precision=PRECISION)
+    return jnp.einsum("nqk,nkc->nqc", weights, value, precision=_precision.get())
 
 
 Out = TypeVar("Out")

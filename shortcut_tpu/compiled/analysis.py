@@ -32,6 +32,7 @@ from shortcut_tpu.compiled.hlo import Program
 from shortcut_tpu.compiled.required import required_bytes
 from shortcut_tpu.compiled.roofline import Roofline
 from shortcut_tpu.evaluation.generator import make_generator
+from shortcut_tpu.evaluation.judges import abstract_judges
 from shortcut_tpu.pod import partitioning, topologies
 from shortcut_tpu.pod.topologies import Topology
 from shortcut_tpu.training import flops
@@ -102,10 +103,12 @@ class Candidate:
         """
         if (Path(config.data.path) / MANIFEST).is_file():
             config = with_statistics(config)
-        experiment = Experiment.from_config(config, devices, latent_scale(config))
+        scale = latent_scale(config)
+        judges = abstract_judges(config, scale)
+        experiment = Experiment.from_config(config, devices, scale, judges)
         if program == "train":
             batch = experiment.abstract_batch(batch_fields(config))
-            arguments = (experiment.abstract_state, batch)
+            arguments = (experiment.abstract_state, batch, experiment.judges)
             return cls(experiment, program, steps, experiment.train_step, arguments)
         if program == "sample":
             return cls(experiment, program, steps, *_sampler(experiment, steps))
@@ -140,7 +143,7 @@ class Candidate:
     @property
     def batch_size(self) -> int:
         """Rows of the global batch; the sampler's last argument is of labels, a row each."""
-        return jax.tree.leaves(self.arguments[-1])[0].shape[0]
+        return jax.tree.leaves(self.arguments[1 if self.trains else -1])[0].shape[0]
 
     def passes(self) -> float:
         depths = self.experiment.model.config.stack_depths
@@ -249,6 +252,8 @@ def _known_before(candidate: Candidate, topology: Topology) -> dict[str, Any]:
         kinds["optimizer"] = bytes_per_chip(state.opt_state)
         kinds["emas"] = bytes_per_chip(state.emas)
         kinds["batch"] = bytes_per_chip(candidate.arguments[1])
+        if experiment.judges:
+            kinds["judges"] = bytes_per_chip((experiment.judges, state.carried))
     figures: dict[str, Any] = {
         "program": candidate.program,
         "topology": topology.name,

@@ -245,7 +245,11 @@ class _Run:
         """Bytes of a chip that are taken while evaluations and steps take turns."""
         batch = self.experiment.abstract_batch(batch_fields(self.config))
         return bytes_per_chip(
-            (self.experiment.abstract_state, self._weights if self.features else ())
+            (
+                self.experiment.abstract_state,
+                self.experiment.judges,
+                self._weights if self.features else (),
+            )
         ) + _BATCHES_AHEAD * bytes_per_chip(batch)
 
     def _compiled(

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 import numpy as np
 
 from data_pipeline import staging
@@ -218,7 +219,7 @@ def make_evaluator(
     balance = balance or chosen.balance
     loaded = load_features(chosen, features)
     shape = image_shape(autoencoder, experiment.latent_shape)
-    real = _reference(reference, generator, autoencoder, loaded, shape)
+    real = find_reference(reference, config.data, autoencoder, loaded, shape, experiment.mesh)
     facts = {
         "protocol": protocol,
         "weights": loaded.digest,
@@ -256,28 +257,40 @@ def image_shape(autoencoder: Autoencoder, latent_shape: tuple[int, ...]) -> tupl
     return tuple(images.shape[1:])
 
 
-def _reference(
+def find_reference(
     path: str,
-    generator: Generator,
+    data: ConfigDict,
     autoencoder: Autoencoder,
     features: Features,
     image_shape: tuple[int, ...],
+    mesh: jax.sharding.Mesh,
 ) -> Reference:
-    experiment = generator.experiment
+    """Statistics from a file; "" for those of a run's own records, decoded.
+
+    Args:
+      path: of the file.
+      data: the run's `config.data`.
+      autoencoder: decodes its records.
+      features: what is measured.
+      image_shape: [H, W, C] of a decoded record.
+      mesh: where records are decoded and measured.
+
+    Raises:
+      UserError: see `load_reference`; or the protocol's statistics are always a file's.
+    """
     if path:
-        return open_reference(path, features, image_shape, experiment.mesh)
+        return open_reference(path, features, image_shape, mesh)
     if features.protocol.network == "inception":
         raise UserError(
             f"protocol {features.protocol.name} needs statistics of real images: --reference=FILE,"
             " from ADM, from the official code, or from python -m shortcut_tpu.reference_stats"
         )
-    data = experiment.config.data
     directory = staging.local(data.path, data.stage)
     sums = record_sums(
         directory,
         autoencoder,
         features,
-        experiment.mesh,
+        mesh,
         batch_size=_REFERENCE_BATCH,
         vectors="precision" in features.protocol.distances,
     )

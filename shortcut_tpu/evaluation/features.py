@@ -15,7 +15,8 @@ import numpy as np
 
 from data_pipeline.autoencoders.layers import abstract, run
 from data_pipeline.errors import UserError
-from shortcut_tpu.evaluation import efficientnet, inception
+from shortcut_tpu.evaluation import dinov2, efficientnet, inception
+from shortcut_tpu.evaluation.dinov2 import load_dinov2
 from shortcut_tpu.evaluation.efficientnet import load_efficientnet
 from shortcut_tpu.evaluation.inception_weights import load_inception
 from shortcut_tpu.evaluation.protocols import Protocol
@@ -37,6 +38,7 @@ class Features:
       digest: SHA-256 of the weights' file; empty where there are none.
       known_as: which public file that is, if it is known.
       classifier: whether there are logits.
+      remark: what a reader of numbers by it must know.
     """
 
     protocol: Protocol
@@ -44,6 +46,7 @@ class Features:
     digest: str = ""
     known_as: str | None = None
     classifier: bool = False
+    remark: str = ""
 
     def compute(self, weights: Mapping[str, jax.Array], images: jax.Array) -> Outputs:
         """Images [n, H, W, C] in about [-1, 1] to float32 vectors by name; pure, for any jit."""
@@ -52,6 +55,9 @@ class Features:
             return {POOL: prepared.reshape(len(prepared), -1)}
         if self.protocol.network == "efficientnet":
             return {POOL: run(efficientnet.network, weights, prepared)}
+        if self.protocol.network == "dinov2":
+            network = functools.partial(dinov2.network, dinov2.Size.of(weights))
+            return {POOL: run(network, weights, prepared)}
         out = run(inception.network, weights, prepared)
         found = {POOL: out.pool, SPATIAL: out.spatial}
         return found | {LOGITS: out.unbiased_logits} if self.classifier else found
@@ -72,6 +78,7 @@ def abstract_features(protocol: Protocol) -> Features:
     shapes = {
         "pixels": lambda: {},
         "efficientnet": efficientnet.weight_shapes,
+        "dinov2": dinov2.weight_shapes,
         "inception": inception.weight_shapes,
     }[protocol.network]()
     return Features(protocol, abstract(shapes), classifier=protocol.network == "inception")
@@ -101,6 +108,15 @@ def load_features(protocol: Protocol, spec: str = "") -> Features:
     if protocol.network == "efficientnet":
         packaged = load_efficientnet(path)
         return Features(protocol, packaged.tensors, packaged.digest, packaged.known_as)
+    if protocol.network == "dinov2":
+        if not path:
+            raise UserError(
+                f"protocol {protocol.name} needs DINOv2's weights: --features=dinov2:FILE, the "
+                "model.safetensors of facebook/dinov2-large"
+            )
+        named = load_dinov2(path)
+        remark = "" if named.size == dinov2.LARGE else "published FD-DINOv2 is of ViT-L/14"
+        return Features(protocol, named.tensors, named.digest, remark=remark)
     if not path:
         raise UserError(
             f"protocol {protocol.name} needs Inception's weights: --features=inception:FILE, one of"

@@ -21,7 +21,7 @@ import numpy as np
 
 from data_pipeline.autoencoders import Autoencoder
 from data_pipeline.errors import UserError
-from shortcut_tpu.evaluation.rows import Pending, replicate, submit
+from shortcut_tpu.evaluation.rows import Pending, submit
 from shortcut_tpu.pod import partitioning
 from shortcut_tpu.sampling import samplers
 from shortcut_tpu.sampling.guidance import NO_GUIDANCE, Guidance
@@ -210,12 +210,12 @@ class Generator:
     @functools.cached_property
     def _decoder(self) -> Any:
         """The decoder's weights, whole on every device."""
-        return replicate(self.experiment.mesh, dict(self._autoencoder.decoder_weights))
+        return partitioning.replicate(self.experiment.mesh, dict(self._autoencoder.decoder_weights))
 
     @functools.cache  # noqa: B019
     def _weights(self, consumer: Consumer) -> Any:
         """The consumer's weights, whole on every device."""
-        return replicate(self.experiment.mesh, consumer.weights)
+        return partitioning.replicate(self.experiment.mesh, consumer.weights)
 
 
 def make_generator(

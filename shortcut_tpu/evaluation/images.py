@@ -21,7 +21,7 @@ from data_pipeline.autoencoders import Autoencoder
 from data_pipeline.records import LatentReader
 from shortcut_tpu.evaluation.features import POOL, SPATIAL, Features
 from shortcut_tpu.evaluation.reference import Reference
-from shortcut_tpu.evaluation.rows import ahead, replicate, submit
+from shortcut_tpu.evaluation.rows import ahead, submit
 from shortcut_tpu.evaluation.sample_files import SampleReader
 from shortcut_tpu.evaluation.sums import Sums
 from shortcut_tpu.pod import partitioning
@@ -55,7 +55,7 @@ class ImageProgram:
         """
         self._mesh = mesh
         decoder = autoencoder.decoder_weights if autoencoder else {}
-        weights = replicate(mesh, (dict(decoder), dict(features.weights)))
+        weights = partitioning.replicate(mesh, (dict(decoder), dict(features.weights)))
 
         def compute(weights: Any, rows: jax.Array) -> dict[str, jax.Array]:
             decoder, networks = weights

@@ -5,6 +5,7 @@
 | `adm` | Inception | TensorFlow 1's bilinear | uint8 | random | ADM's evaluator; its scripts |
 | `official` | Inception | bilinear, not antialiased | floats | random | kvfrans/shortcut-models |
 | `jax-fid` | Inception | bilinear, antialiased | uint8 | balanced | jax-fid; iMeanFlow's labels |
+| `fd_dinov2` | DINOv2 ViT-L/14 | Pillow's bicubic, 224 | uint8 | balanced | dgm-eval |
 | `fd_efficientnet` | EfficientNet-Lite0 | bilinear, antialiased, 224 | floats | balanced | here |
 | `fd_pixel` | none | none | floats | balanced | here |
 
@@ -19,9 +20,9 @@ import jax
 import jax.numpy as jnp
 
 from data_pipeline.errors import UserError
-from shortcut_tpu.evaluation.resize import RESIZES
+from shortcut_tpu.evaluation.resize import RESIZES, cut_off
 
-Network = Literal["inception", "efficientnet", "pixels"]
+Network = Literal["inception", "dinov2", "efficientnet", "pixels"]
 Balance = Literal["balanced", "random", "data"]
 _INCEPTION = ("fid", "sfid", "inception_score", "precision", "recall")
 _EFFICIENTNET = ("fd_efficientnet", "precision", "recall")
@@ -74,13 +75,14 @@ class Protocol:
 
 def to_bytes(images: jax.Array) -> jax.Array:
     """Images in about [-1, 1] to whole numbers 0 .. 255, as floats: 127.5 x + 128, cut off."""
-    return jnp.floor(jnp.clip(images * 127.5 + 128, 0, 255))
+    return cut_off(jnp.clip(images * 127.5 + 128, 0, 255))
 
 
 _ALL = (
     Protocol("adm", "inception", _INCEPTION, "random", "tensorflow1", 299, 128, 50_000),
     Protocol("official", "inception", _INCEPTION, "random", "bilinear", 299, None, 50_000),
     Protocol("jax-fid", "inception", _INCEPTION, "balanced", "antialiased", 299, 127.5, 50_000),
+    Protocol("fd_dinov2", "dinov2", ("fd_dinov2",), "balanced", "pillow", 224, 127.5, 50_000),
     Protocol("fd_efficientnet", "efficientnet", _EFFICIENTNET, "balanced", "antialiased", 224),
     Protocol("fd_pixel", "pixels", ("fd_pixel",), "balanced"),
 )

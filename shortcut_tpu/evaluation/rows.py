@@ -70,16 +70,6 @@ def ahead(started: Iterable[Pending]) -> Iterator[Any]:
         yield waiting.result()
 
 
-def replicate(mesh: Mesh, arrays: Any) -> Any:
-    """Arrays that every host has, whole on every device."""
-    return jax.tree.map(
-        lambda array: jax.make_array_from_callback(
-            array.shape, partitioning.replicated(mesh), np.asarray(array).__getitem__
-        ),
-        arrays,
-    )
-
-
 @functools.cache
 def _everywhere(mesh: Mesh) -> Any:
     """Gathers arrays whole onto every host."""

@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from shortcut_tpu.objectives.alpha_flow import AlphaFlow
-from shortcut_tpu.objectives.base import Inputs, Metrics, Objective
+from shortcut_tpu.objectives.base import Inputs, Judge, Metrics, Objective
 from shortcut_tpu.objectives.consistency_distillation import ConsistencyDistillation
 from shortcut_tpu.objectives.consistency_training import ConsistencyTraining
 from shortcut_tpu.objectives.diffusion import Diffusion
+from shortcut_tpu.objectives.fd_loss import FDLoss
 from shortcut_tpu.objectives.flow_matching import FlowMatching
 from shortcut_tpu.objectives.get import GenerativeEquilibrium
 from shortcut_tpu.objectives.high_order import HighOrder
@@ -42,6 +43,7 @@ _ALL: tuple[type[Objective], ...] = (
     SplitMeanFlow,
     ImprovedShortcut,
     HighOrder,
+    FDLoss,
 )
 OBJECTIVES: dict[str, type[Objective]] = {objective.name: objective for objective in _ALL}
 
@@ -56,7 +58,10 @@ def make_objective(config: Mapping[str, Any]) -> Objective:
     if name not in OBJECTIVES:
         raise ValueError(f"objective.name={name!r} is none of {', '.join(OBJECTIVES)}")
     objective = OBJECTIVES[name]
-    return objective(**config[objective.group])
+    own = dict(config[objective.group])
+    if objective.needs_judges:
+        own["trained"] = make_objective({**config, "name": own["generator"]})
+    return objective(**own)
 
 
-__all__ = ["OBJECTIVES", "Inputs", "Metrics", "Objective", "make_objective"]
+__all__ = ["OBJECTIVES", "Inputs", "Judge", "Metrics", "Objective", "make_objective"]

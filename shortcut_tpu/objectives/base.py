@@ -10,7 +10,7 @@ Usage:
 """
 
 import abc
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 import dataclasses
 from typing import Any, ClassVar, Protocol
 
@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from configs.common import get_limits
 from shortcut_tpu.array_types import Keys, Labels, Outputs, Rows, Scalars
+from shortcut_tpu.objectives.frechet import Real
 from shortcut_tpu.sampling import samplers
 from shortcut_tpu.sampling.samplers import ConditionedFn
 
@@ -48,6 +49,27 @@ class Velocity(Protocol):
     ) -> Outputs: ...
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Judge:
+    """A frozen network that samples are measured by, and the real data's moments under it.
+
+    A step takes judges as arguments: a program that held their weights as constants would be large
+    and slow to compile.
+
+    Attributes:
+      name: of the distance by it.
+      features: weights and latents [B, H, W, C] as the model sees them -> features [B, F].
+      weights: arrays, or their shapes where a step is only compiled.
+      real: moments of the real data's features.
+    """
+
+    name: str = dataclasses.field(metadata={"static": True})
+    features: Callable[[Any, jax.Array], jax.Array] = dataclasses.field(metadata={"static": True})
+    weights: Any
+    real: Real
+
+
 @dataclasses.dataclass(frozen=True)
 class Inputs:
     """What one training step hands to an objective.
@@ -63,6 +85,8 @@ class Inputs:
       differentiable: the network in the dtype of its derivatives, `model.tangent_dtype`, for
         objectives that take some in x and the times; the same as `apply` where None.
       model: what `apply` belongs to, for objectives whose network has more parts than that.
+      judges: for objectives that need them.
+      carried: what `Objective.loss_carrying` gave in the step before, or `first_carried`.
       labels: int32; or float32, observations.
       null_label: the label that stands for none; of an observation, each of its numbers.
       key: the step's random key; the same on every host.
@@ -85,6 +109,8 @@ class Inputs:
     x0: Rows | None = None
     differentiable: Velocity | None = None
     model: Any = None
+    judges: Sequence[Judge] = ()
+    carried: Any = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +127,7 @@ class Objective(abc.ABC):
       needs_teacher: whether `emas` must hold a teacher, a trained model that the parameters start
         from.
       needs_pairs: whether it trains on `data.pairs`, a teacher's noises and samples.
+      needs_judges: whether it trains a generator that another objective has trained, by `judges`.
       one_step: whether it makes its samples in one step and in no more.
       differentiates: whether `loss` takes derivatives of the network in x and the times.
       smooth_times: whether the network must be smooth in t and d, for objectives that
@@ -118,6 +145,7 @@ class Objective(abc.ABC):
     network: ClassVar[str] = ""
     needs_teacher: ClassVar[bool] = False
     needs_pairs: ClassVar[bool] = False
+    needs_judges: ClassVar[bool] = False
     one_step: ClassVar[bool] = False
     differentiates: ClassVar[bool] = False
     smooth_times: ClassVar[bool] = False
@@ -161,6 +189,22 @@ class Objective(abc.ABC):
         the trainer reports its mean when it logs.
         """
 
+    def first_carried(self, judges: Sequence[Judge]) -> dict[str, Any]:
+        """What the first step is handed as `Inputs.carried`: arrays in a dict of any depth.
+
+        It is part of the training's state, and replicated over devices unless a rule in
+        `partitioning.RULES` says otherwise.
+        """
+        return {}
+
+    def loss_carrying(self, inputs: Inputs) -> tuple[jax.Array, Metrics, dict[str, Any]]:
+        """`loss`, and what the next step is handed as `Inputs.carried`.
+
+        Where an update is left out, so is what it would have carried on.
+        """
+        loss, metrics = self.loss(inputs)
+        return loss, metrics, inputs.carried
+
     def renewed(
         self, emas: dict[str, Params], step: jax.Array, num_steps: int
     ) -> dict[str, Params]:
@@ -169,6 +213,11 @@ class Objective(abc.ABC):
         It is called after every step, also where the update was left out.
         """
         return emas
+
+    @property
+    def judged_by(self) -> tuple[tuple[str, str, str], ...]:
+        """The judges that it needs: protocol, features and reference of each, as `evaluate` has."""
+        return ()
 
     def step_counts(self, asked: Iterable[int]) -> tuple[int, ...]:
         """Those of the numbers of sampling steps that it can make samples in."""

@@ -23,6 +23,7 @@ from jax.custom_derivatives import linear_call
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+import numpy as np
 
 from data_pipeline.errors import UserError
 
@@ -160,6 +161,18 @@ def rows(mesh: Mesh) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
     """The sharding of an array that every device holds whole."""
     return NamedSharding(mesh, P())
+
+
+def replicate(mesh: Mesh, arrays: Any) -> Any:
+    """Arrays that every host has, whole on every device; shapes as shapes of such."""
+    everywhere = replicated(mesh)
+
+    def place(array: Any) -> Any:
+        if isinstance(array, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=everywhere)
+        return jax.make_array_from_callback(array.shape, everywhere, np.asarray(array).__getitem__)
+
+    return jax.tree.map(place, arrays)
 
 
 def state_shardings(mesh: Mesh, abstract: Any) -> Any:

@@ -21,7 +21,7 @@ import optax
 
 from shortcut_tpu.models import Model
 from shortcut_tpu.models.placement import placed
-from shortcut_tpu.objectives import Objective
+from shortcut_tpu.objectives import Judge, Objective
 from shortcut_tpu.objectives.base import TEACHER
 from shortcut_tpu.pod import partitioning
 from shortcut_tpu.training.accumulation import require_parts
@@ -49,6 +49,8 @@ class Experiment:
 
     Attributes:
       latent_scale: the autoencoder's factor between stored latents and those that the model sees.
+      judges: what an objective that needs them trains by, whole on every device; the third
+        argument of `train_step`.
     """
 
     config: ConfigDict
@@ -57,10 +59,15 @@ class Experiment:
     optimizer: optax.GradientTransformation
     mesh: Mesh
     latent_scale: float
+    judges: tuple[Judge, ...] = ()
 
     @classmethod
     def from_config(
-        cls, config: ConfigDict, devices: Sequence[jax.Device], latent_scale: float = 1.0
+        cls,
+        config: ConfigDict,
+        devices: Sequence[jax.Device],
+        latent_scale: float = 1.0,
+        judges: Sequence[Judge] = (),
     ) -> "Experiment":
         """Builds the parts.
 
@@ -87,6 +94,7 @@ class Experiment:
             optimizer=parts.optimizer,
             mesh=mesh,
             latent_scale=latent_scale,
+            judges=tuple(partitioning.replicate(mesh, judge) for judge in judges),
         )
 
     @property
@@ -105,7 +113,8 @@ class Experiment:
         return self.config.emas.to_dict() | teacher
 
     def _create_state(self, key: jax.Array) -> TrainState:
-        return TrainState.create(key, self.model, self.optimizer, self.ema_decays)
+        carried = self.objective.first_carried(self.judges)
+        return TrainState.create(key, self.model, self.optimizer, self.ema_decays, carried)
 
     @functools.cached_property
     def abstract_state(self) -> TrainState:
@@ -146,8 +155,11 @@ class Experiment:
             config.model.remat, config.model.attention = "none", "xla"
             config.mesh.update({axis: 1 for axis in partitioning.AXES})
             config.train.accumulate = 1
-        alone = Experiment.from_config(config, self.mesh.devices.flat[:1].tolist())
-        return count_flops(alone.train_step, alone.abstract_state, alone.abstract_batch(fields))
+        first = self.mesh.devices.flat[:1].tolist()
+        shapes = jax.eval_shape(lambda: self.judges)
+        alone = Experiment.from_config(config, first, judges=shapes)
+        batch = alone.abstract_batch(fields)
+        return count_flops(alone.train_step, alone.abstract_state, batch, alone.judges)
 
     @functools.cached_property
     def train_step(self) -> Any:

@@ -17,6 +17,7 @@ class TrainState:
     """Parameters, optimizer state and exponential moving averages by name.
 
     Attributes:
+      carried: what the objective carries from step to step; see `Objective.first_carried`.
       skipped: updates that were left out because the loss or a gradient was not finite.
       skipped_in_row: how many of them were the last ones.
     """
@@ -27,10 +28,16 @@ class TrainState:
     emas: dict[str, Params]
     skipped: jax.Array
     skipped_in_row: jax.Array
+    carried: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def create(
-        cls, key: jax.Array, model: Model, optimizer: optax.GradientTransformation, emas: Any
+        cls,
+        key: jax.Array,
+        model: Model,
+        optimizer: optax.GradientTransformation,
+        emas: Any,
+        carried: dict[str, Any] | None = None,
     ) -> "TrainState":
         """A fresh state; every average starts at the initial parameters."""
         params = model.init(key)
@@ -41,6 +48,7 @@ class TrainState:
             emas={name: jax.tree.map(jnp.copy, params) for name in sorted(emas)},
             skipped=jnp.zeros((), jnp.int32),
             skipped_in_row=jnp.zeros((), jnp.int32),
+            carried=carried or {},
         )
 
 

@@ -1,6 +1,6 @@
 """One training step, the same for every objective and every mesh."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 
 import jax
@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import optax
 
 from shortcut_tpu.models import Model
-from shortcut_tpu.objectives import Inputs, Metrics, Objective
+from shortcut_tpu.objectives import Inputs, Judge, Metrics, Objective
 from shortcut_tpu.training.accumulation import in_parts
 from shortcut_tpu.training.latents import Scaling, sample_latents
 from shortcut_tpu.training.train_state import TrainState, update_emas
 
 Batch = dict[str, jax.Array]
-TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+TrainStep = Callable[..., tuple[TrainState, Metrics]]
 
 
 def step_key(seed: int, step: jax.Array) -> jax.Array:
@@ -35,7 +35,7 @@ def make_train_step(
     max_skipped: int,
     accumulate: int = 1,
 ) -> TrainStep:
-    """The function (state, batch) -> (state, metrics), to be jitted by the caller.
+    """The function (state, batch, judges=()) -> (state, metrics), to be jitted by the caller.
 
     An update whose loss or gradients are not finite is left out. More than `max_skipped` of them
     in a row leave the state as it is for good, until the loop sees the count and stops.
@@ -43,7 +43,9 @@ def make_train_step(
     Metrics are left as they are on the devices, by row; see `Objective.loss`.
     """
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def train_step(
+        state: TrainState, batch: Batch, judges: Sequence[Judge] = ()
+    ) -> tuple[TrainState, Metrics]:
         latent_key, objective_key = jax.random.split(step_key(seed, state.step))
         x1 = sample_latents(batch, latent_key, scaling)
         x0 = batch["noise"].astype(jnp.float32) if "noise" in batch else None
@@ -53,9 +55,13 @@ def make_train_step(
         differentiable = None
         if objective.differentiates:
             differentiable = in_parts(model.tangents.apply, **parts)
+        judges = [
+            dataclasses.replace(judge, features=in_parts(judge.features, **parts))
+            for judge in judges
+        ]
 
         def loss_fn(params):
-            return objective.loss(
+            loss, metrics, carried = objective.loss_carrying(
                 Inputs(
                     apply=apply,
                     params=params,
@@ -70,10 +76,13 @@ def make_train_step(
                     x0=x0,
                     differentiable=differentiable,
                     model=model,
+                    judges=judges,
+                    carried=state.carried,
                 )
             )
+            return loss, (metrics, carried)
 
-        (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        (loss, (metrics, carried)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         # Both are sums over all devices already: that they are finite costs no collective.
@@ -85,6 +94,7 @@ def make_train_step(
             params=params,
             opt_state=opt_state,
             emas=update_emas(state.emas, params, ema_decays),
+            carried=carried,
         )
         kept = jax.tree.map(lambda new, old: jnp.where(sound, new, old), updated, state)
         state = dataclasses.replace(

@@ -50,6 +50,43 @@ def efficientnet_images() -> np.ndarray:
     return np.kron(images((2, 7, 7, 3)), np.ones((1, 32, 32, 1), np.float32))
 
 
+def dinov2_images() -> np.ndarray:
+    """Two images of coarse squares, [2, 56, 56, 3] in [-1, 1]: 4 x 4 patches."""
+    return np.kron(images((2, 8, 8, 3)), np.ones((1, 7, 7, 1), np.float32))
+
+
+def dinov2_weights(width: int, depth: int, side: int, gated: bool) -> dict[str, np.ndarray]:
+    """`torch_weights` by the names of the `transformers` package, without a mask token."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "embeddings.cls_token": (1, 1, width),
+        "embeddings.position_embeddings": (1, 1 + side**2, width),
+        "embeddings.patch_embeddings.projection.weight": (width, 3, 14, 14),
+        "embeddings.patch_embeddings.projection.bias": (width,),
+        "layernorm.weight": (width,),
+        "layernorm.bias": (width,),
+    }
+    # Two thirds of four times the width, up to a multiple of 8.
+    inner = 344 if gated else 4 * width
+    into, out = ("weights_in", "weights_out") if gated else ("fc1", "fc2")
+    for place in (f"encoder.layer.{index}" for index in range(depth)):
+        linear = {f"attention.attention.{part}": width for part in ("query", "key", "value")}
+        linear |= {"attention.output.dense": width, f"mlp.{into}": (1 + gated) * inner}
+        for name, outputs in linear.items():
+            shapes[f"{place}.{name}.weight"] = (outputs, width)
+            shapes[f"{place}.{name}.bias"] = (outputs,)
+        shapes[f"{place}.mlp.{out}.weight"] = (width, inner)
+        for name in (f"mlp.{out}.bias", "layer_scale1.lambda1", "layer_scale2.lambda1"):
+            shapes[f"{place}.{name}"] = (width,)
+        for name in ("norm1", "norm2"):
+            shapes |= {f"{place}.{name}.{kind}": (width,) for kind in ("weight", "bias")}
+    weights = torch_weights(shapes)
+    # As large as what they are multiplied with or added to: at 0.1 they would hardly show.
+    return {
+        k: v * np.float32(10) if "lambda1" in k or "position" in k or "cls" in k else v
+        for k, v in weights.items()
+    }
+
+
 KL_CONFIGS = {
     # As Stable Diffusion's, narrow.
     "kl4": {

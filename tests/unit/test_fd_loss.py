@@ -70,7 +70,7 @@ def test_the_loss_of_a_linear_generator_and_its_gradient_are_the_closed_forms():
     assert float(metrics["distance_values"]) == pytest.approx(exact, rel=1e-4)
     assert float(value) == pytest.approx(exact / (exact + 0.5), rel=1e-4)
     closed = np.square(params["mean"]).sum() + np.square(params["std"] - real).sum()
-    assert exact == pytest.approx(float(closed), rel=0.05)
+    assert exact == pytest.approx(float(closed), rel=0.1)
     # Sampling noise of 1 / sqrt(ROWS).
     for name, expected in (("mean", params["mean"]), ("std", params["std"] - real)):
         np.testing.assert_allclose(slope[name] * (exact + 0.5), 2 * expected, atol=0.1)
@@ -160,7 +160,7 @@ def test_distance_and_gradient_are_those_in_float64(spread):
 
 
 def test_the_orthogonal_factor_is_that_of_the_singular_value_decomposition():
-    """A = W S Z^T has U = W Z^T, whatever its scale; values below 10^-6 of the largest count less."""
+    """A = W S Z^T has U = W Z^T at any scale; values below 10^-6 of the largest count less."""
     rng = np.random.default_rng(1)
     left, right = (np.linalg.qr(rng.normal(size=(16, 16)))[0] for _ in range(2))
     for scale in (1e-6, 1.0, 1e6):
@@ -179,10 +179,11 @@ def test_collapsed_samples_have_a_finite_gradient():
     value, slope = jax.value_and_grad(lambda second: distance(real, jnp.zeros(3), second))(
         jnp.zeros((3, 3))
     )
-    # FD = tr C_r of a point, which the ridge takes for a standard deviation of 0.3 % of the data's.
+    # tr C_r is that of a point, which the ridge takes for a spread of 0.3 % of the data's.
     assert float(value) == pytest.approx(5, rel=0.01)
     assert bool(jnp.isfinite(slope).all())
-    assert float(slope[0, 0]) < -100
+    # 4 (1 - 1 / 0.3 %), in the direction of the largest variance, which comes last.
+    assert -1500 < float(slope[2, 2]) < -1000
 
 
 def test_it_trains_the_network_and_samples_as_the_generator_does():
@@ -196,16 +197,17 @@ def test_it_trains_the_network_and_samples_as_the_generator_does():
     )
     for trait in ("conditions", "heads", "network", "smooth_times", "told_time"):
         assert getattr(objective, trait) == getattr(trained, trait)
-    told = []
 
-    def velocity(x, t, d, labels, **conditions):
-        told.append({name: float(value[0]) for name, value in conditions.items()})
-        return jnp.concatenate([x, x], -1)
+    def velocity(x, t, d, labels, guidance, **conditions):
+        u = x * guidance[:, None, None, None]
+        return jnp.concatenate([u, 0 * u], -1)
 
-    x0 = jnp.ones((2, 1, 1, 1))
     keys = jax.random.split(jax.random.key(0), 2)
-    for each in (objective, trained):
-        each.sample(velocity, x0, jnp.zeros(2, jnp.int32), 1, keys)
-    assert told[0] == told[1] and told[0]["guidance"] == 0.75
+    made = [
+        each.sample(velocity, jnp.ones((2, 1, 1, 1)), jnp.zeros(2, jnp.int32), 1, keys)
+        for each in (objective, trained)
+    ]
+    # x_0 + u, told 1 - 1/4.
+    np.testing.assert_allclose(made, 1.75)
     with pytest.raises(ValueError, match="empty, or one for each protocol"):
         FDLoss(protocols=("fd_pixel", "adm"), references=("a.npz",))

@@ -216,10 +216,12 @@ def parse_methods(text: str) -> list[str]:
     Raises:
       UserError: one is unknown.
     """
-    names = list(OBJECTIVES) if text == "all" else list(dict.fromkeys(text.split(",")))
-    unknown = [name for name in names if name not in OBJECTIVES]
+    # Post-training starts from a run of one of the others.
+    known = [name for name, objective in OBJECTIVES.items() if not objective.needs_judges]
+    names = known if text == "all" else list(dict.fromkeys(text.split(",")))
+    unknown = [name for name in names if name not in known]
     if unknown:
-        raise UserError(f"--methods: {unknown[0]!r} is none of {', '.join(OBJECTIVES)}, or all")
+        raise UserError(f"--methods: {unknown[0]!r} is none of {', '.join(known)}, or all")
     return names
 
 

@@ -3,32 +3,42 @@
   python -m shortcut_tpu.evaluate --workdir=runs/digits --steps=1,4,128 --json=scores.json
   python -m shortcut_tpu.evaluate --workdir=RUN --protocol=adm --features=inception:WEIGHTS \\
       --reference=VIRTUAL_imagenet256_labeled.npz --num_samples=50000
+  python -m shortcut_tpu.evaluate --workdir=RUN --protocol=adm,fd_dinov2 \\
+      --features=inception:WEIGHTS,dinov2:WEIGHTS --reference=ADM.npz,DINOV2.npz \\
+      --held_out=ADM_VAL.npz,DINOV2_VAL.npz
   python -m shortcut_tpu.evaluate --samples=admnet_imagenet256.npz --protocol=adm \\
       --features=inception:WEIGHTS --reference=VIRTUAL_imagenet256_labeled.npz
 
 By default samples come from the evaluation average of the newest checkpoint. Started again after a
 kill, it continues where it was. On a pod every host runs this same command.
+
+Several protocols are scored one after the other. With --held_out, statistics of real images that
+are not among the reference's, each distance is also divided by theirs, and the mean of these ratios
+over the protocols is FDr (arXiv 2604.28190).
 """
 
 from collections.abc import Mapping
 import functools
-from typing import Any
+import statistics
+from typing import Any, NamedTuple
 
 from absl import flags
 from etils import epath
 import jax
+from ml_collections import ConfigDict
 
 from data_pipeline import staging
 from data_pipeline.errors import UserError
 from data_pipeline.progress import progress_bar
 from shortcut_tpu.cli import command
 from shortcut_tpu.cli.console import say
+from shortcut_tpu.evaluation.distances import frechet_distance
 from shortcut_tpu.evaluation.evaluator import Evaluator, make_evaluator, open_reference, table
 from shortcut_tpu.evaluation.features import Features, load_features
-from shortcut_tpu.evaluation.generator import make_generator
+from shortcut_tpu.evaluation.generator import Generator, make_generator
 from shortcut_tpu.evaluation.images import one_mesh, record_sums, sample_sums
 from shortcut_tpu.evaluation.protocols import PROTOCOLS, Protocol, get_protocol
-from shortcut_tpu.evaluation.reference import Reference
+from shortcut_tpu.evaluation.reference import Reference, load_reference
 from shortcut_tpu.evaluation.sample_files import SampleReader, SampleWriter
 from shortcut_tpu.evaluation.sums import Sums, distances
 from shortcut_tpu.evaluation.unfinished import Unfinished
@@ -55,13 +65,20 @@ def define_flags() -> None:
         )
         flags.DEFINE_string("save_samples", None, "npz for the samples of one step count.")
     with command.flag_group("How they are scored"):
-        flags.DEFINE_string("protocol", None, f"{', '.join(PROTOCOLS)}; the config's by default.")
         flags.DEFINE_string(
-            "features", None, "Its weights, inception:FILE; the config's by default."
+            "protocol",
+            None,
+            f"Comma-separated, of {', '.join(PROTOCOLS)}; the config's by default.",
         )
         flags.DEFINE_string(
-            "reference", None, "Statistics of real images; the config's by default."
+            "features",
+            None,
+            "Weights of each, such as inception:FILE, or nothing; the config's by default.",
         )
+        flags.DEFINE_string(
+            "reference", None, "Statistics of real images for each; the config's by default."
+        )
+        flags.DEFINE_string("held_out", None, "Statistics of other real images for each: FDr.")
         flags.DEFINE_bool(
             _RECONSTRUCTION, False, "Score the decoded records too, which is the floor."
         )
@@ -79,6 +96,15 @@ def main() -> None:
         score_run()
 
 
+class Measure(NamedTuple):
+    """What one protocol of the flags measures by; as the flags have them, "" for none."""
+
+    protocol: str
+    features: str
+    reference: str
+    held_out: str
+
+
 def score_run() -> None:
     """Scores a checkpoint, as the flags say."""
     values = flags.FLAGS
@@ -90,44 +116,105 @@ def score_run() -> None:
     distributed.first_does(command.require_places)
     run = load_run(workdir, values.step, values.ema)
     steps = require_steps(run.experiment.objective, steps)
+    measures = _measures(run.experiment.config.evaluation)
+    if values.save_samples and len(measures) > 1:
+        raise UserError("--save_samples takes the samples of one --protocol")
+    guidance = command.guidance(run.experiment.config.evaluation)
+    generator = make_generator(run.experiment, run.autoencoder, values.seed, guidance)
+    scored = [_score_by(measure, generator, run, workdir, steps) for measure in measures]
+    results = [result for result, _ in scored]
+    written = results[0] if len(results) == 1 else {"protocols": results}
+    if values.held_out:
+        ratios = [result["fdr"] for result in results]
+        mean = {n: statistics.fmean(ratio[n] for ratio in ratios) for n in ratios[0]}
+        say(f"FDr over {', '.join(m.protocol for m in measures)}", *table({"fdr": mean}))
+        written = written | {"fdr": mean}
+    if jax.process_index() == 0:
+        command.write_json(written)
+        for _, evaluator in scored:
+            evaluator.unfinished.remove()
+
+
+def _measures(evaluation: ConfigDict) -> list[Measure]:
+    """A measure for each protocol of the flags, or of the config."""
+    values = flags.FLAGS
+    protocols = (values.protocol or evaluation.protocol).split(",")
+    lists = {
+        "features": values.features or evaluation.features,
+        "reference": values.reference or evaluation.reference,
+        "held_out": values.held_out or "",
+    }
+    parts = {
+        name: text.split(",") if text else [""] * len(protocols) for name, text in lists.items()
+    }
+    for name, files in parts.items():
+        if len(files) != len(protocols):
+            raise UserError(
+                f"--{name}={lists[name]}: {len(files)} for {len(protocols)} protocols; give one for"
+                " each, comma-separated"
+            )
+    return [Measure(*each) for each in zip(protocols, *parts.values(), strict=True)]
+
+
+def _score_by(
+    measure: Measure, generator: Generator, run: Run, workdir: epath.Path, steps: tuple[int, ...]
+) -> tuple[dict[str, Any], Evaluator]:
+    """Scores by one protocol and says so; returns the figures, and what made them."""
+    values = flags.FLAGS
     evaluation = run.experiment.config.evaluation
-    reference = values.reference or evaluation.reference
-    if values.reconstruction and not reference:
+    if values.reconstruction and not measure.reference:
         raise UserError("--reconstruction compares with real images: give their --reference")
     evaluator = make_evaluator(
-        make_generator(run.experiment, run.autoencoder, values.seed, command.guidance(evaluation)),
+        generator,
         run.autoencoder,
-        protocol=values.protocol or evaluation.protocol,
+        protocol=measure.protocol,
         num_samples=values.num_samples or evaluation.num_samples,
-        features=values.features or evaluation.features,
-        reference=reference,
+        features=measure.features,
+        reference=measure.reference,
         balance=values.class_balance or evaluation.class_balance,
         unfinished=functools.partial(_unfinished, workdir, run),
     )
+    real = _held_out_distance(evaluator, measure.held_out) if measure.held_out else None
     scores = _scores(evaluator, run, steps)
     protocol = evaluator.features.protocol
+    main_scores = {k: v for k, v in scores[evaluator.metric].items() if k != _RECONSTRUCTION}
+    ratios = {n: distance / real for n, distance in main_scores.items()} if real else {}
     say(
         f"step {run.step}, average {values.ema}, {evaluator.num_samples} samples,"
         f" {_balance_in_words(evaluator.facts, run.experiment.config.data.num_classes)}",
         *_remarks(protocol, evaluator.num_samples, evaluator.features, evaluator.reference),
+        *_trained_on(protocol, run),
         *table(scores, evaluator.guidance),
     )
-    if jax.process_index() == 0:
-        main_scores = {k: v for k, v in scores[evaluator.metric].items() if k != _RECONSTRUCTION}
-        command.write_json(
-            _result(protocol, evaluator.num_samples, evaluator.features, evaluator.reference)
-            | {
-                "distances": {str(n): distance for n, distance in main_scores.items()},
-                "scores": {name: {str(n): s for n, s in by.items()} for name, by in scores.items()},
-                "class_balance": evaluator.facts["class_balance"],
-                "seed": evaluator.facts["seed"],
-                "guidance": evaluator.guidance.describe(main_scores),
-                "guidance_interval": list(evaluator.guidance.interval),
-                "step": run.step,
-                "ema": values.ema,
-            }
-        )
-        evaluator.unfinished.remove()
+    result = _result(protocol, evaluator.num_samples, evaluator.features, evaluator.reference) | {
+        "distances": {str(n): distance for n, distance in main_scores.items()},
+        "scores": {name: {str(n): s for n, s in by.items()} for name, by in scores.items()},
+        "class_balance": evaluator.facts["class_balance"],
+        "seed": evaluator.facts["seed"],
+        "guidance": evaluator.guidance.describe(main_scores),
+        "guidance_interval": list(evaluator.guidance.interval),
+        "step": run.step,
+        "ema": values.ema,
+    }
+    return result | ({"held_out": real, "fdr": ratios} if real else {}), evaluator
+
+
+def _held_out_distance(evaluator: Evaluator, path: str) -> float:
+    """The distance of other real images to the reference's."""
+    length = len(evaluator.reference.pool.mean)
+    held_out = load_reference(path, evaluator.features, length)
+    return frechet_distance(held_out.pool, evaluator.reference.pool)
+
+
+def _trained_on(protocol: Protocol, run: Run) -> list[str]:
+    """A warning where samples were trained to score well by the same network."""
+    networks = [get_protocol(name).network for name, _, _ in run.experiment.objective.judged_by]
+    if protocol.network not in networks:
+        return []
+    return [
+        f"this run was trained on distances by {protocol.network}: this one says nothing of its "
+        "samples; score by another network"
+    ]
 
 
 def _scores(evaluator: Evaluator, run: Run, steps: tuple[int, ...]) -> dict[str, dict[Any, float]]:

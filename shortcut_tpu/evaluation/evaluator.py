@@ -280,7 +280,7 @@ def find_reference(
     """
     if path:
         return open_reference(path, features, image_shape, mesh)
-    if features.protocol.network == "inception":
+    if features.protocol.network in ("inception", "dinov2"):
         raise UserError(
             f"protocol {features.protocol.name} needs statistics of real images: --reference=FILE,"
             " from ADM, from the official code, or from python -m shortcut_tpu.reference_stats"

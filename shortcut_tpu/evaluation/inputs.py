@@ -16,23 +16,29 @@ from shortcut_tpu.evaluation.reference import load_reference
 from shortcut_tpu.training.experiment import latent_shape
 
 _FILES = {
-    "features": "inception:FILE, Inception's weights (pytorch-fid's .pth, jax-fid's .pickle or "
-    "ADM's classify_image_graph_def.pb)",
-    "reference": "FILE, statistics of real images (ADM's VIRTUAL_imagenet256_labeled.npz, or what "
-    "`python -m shortcut_tpu.reference_stats` makes)",
+    "inception": {
+        "features": "inception:FILE, Inception's weights (pytorch-fid's .pth, jax-fid's .pickle or "
+        "ADM's classify_image_graph_def.pb)",
+        "reference": "FILE, statistics of real images (ADM's VIRTUAL_imagenet256_labeled.npz, or "
+        "what `python -m shortcut_tpu.reference_stats` makes)",
+    },
+    "dinov2": {
+        "features": "dinov2:FILE, DINOv2's weights (model.safetensors of facebook/dinov2-large)",
+        "reference": "FILE, statistics of real images, which `python -m "
+        "shortcut_tpu.reference_stats` makes",
+    },
 }
 
 
 def require_named(config: ConfigDict) -> None:
-    """Refuses a config whose FID has no weights or no statistics.
+    """Refuses a config whose distance has no weights or no statistics.
 
     Raises:
       UserError: one is not named, or the protocol is none.
     """
     evaluation = config.evaluation
-    if get_protocol(evaluation.protocol).network != "inception":
-        return
-    missing = [f"--config.evaluation.{k}={v}" for k, v in _FILES.items() if not evaluation[k]]
+    files = _FILES.get(get_protocol(evaluation.protocol).network, {})
+    missing = [f"--config.evaluation.{k}={v}" for k, v in files.items() if not evaluation[k]]
     if missing:
         raise UserError(
             f"evaluation.protocol={evaluation.protocol} needs {' and '.join(missing)}; or train "

@@ -63,6 +63,7 @@ def test_what_the_network_sees():
         ("adm", (byte - 128) / 128, 299),
         ("official", 0.301, 299),
         ("jax-fid", byte / 127.5 - 1, 299),
+        ("fd_dinov2", byte / 127.5 - 1, 224),
         ("fd_efficientnet", 0.301, 224),
         ("fd_pixel", 0.301, 4),
     ):

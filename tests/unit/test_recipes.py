@@ -84,6 +84,19 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "objective.improved_shortcut.max_guidance": 4.5,
         "objective.improved_shortcut.guidance_interval": (0.3, 1.0),
     },
+    # arXiv 2604.28190, official code: post-training of iMF.
+    "fd_loss": {
+        "batch_size": 1024,
+        "train.num_steps": 125_000,
+        "optimizer.learning_rate": 1e-6,
+        "optimizer.schedule": "cosine",
+        "optimizer.warmup_steps": 6_250,
+        "optimizer.b2": 0.95,
+        "optimizer.weight_decay": 0.0,
+        "data.standardize": True,
+        "objective.fd_loss.decay": 0.999,
+        "objective.fd_loss.epsilon": 0.01,
+    },
     # arXiv 2401.08639 and 2505.13358, official code.
     "get": {"batch_size": 128, "optimizer.learning_rate": 1e-4, "optimizer.weight_decay": 0.0},
     "koopman": {

@@ -286,12 +286,14 @@ def find_reference(
             " from ADM, from the official code, or from python -m shortcut_tpu.reference_stats"
         )
     directory = staging.local(data.path, data.stage)
+    # A network sees many more pixels than a small record has.
+    plain = features.protocol.network == "pixels"
     sums = record_sums(
         directory,
         autoencoder,
         features,
         mesh,
-        batch_size=_REFERENCE_BATCH,
+        batch_size=_REFERENCE_BATCH if plain else _REFERENCE_BATCH // 8,
         vectors="precision" in features.protocol.distances,
     )
     return as_reference(sums, f"{sums.count} records of {directory}, decoded")

@@ -13,6 +13,7 @@ from PIL import Image
 import pytest
 
 from launch.local_pod import host_environment
+from shortcut_tpu.evaluation.distances import Gaussian, frechet_distance
 from shortcut_tpu.observability.dashboard import charts
 from tests.end_to_end.forks import forked_commands
 
@@ -170,6 +171,35 @@ def test_evaluate_scores_the_checkpoint_that_is_asked_for(job, command, tmp_path
     assert said.splitlines()[-1].endswith("no checkpoint of step 7, only of 20")
     _, said = command("shortcut_tpu.evaluate", *arguments, "--ema=slow")
     assert "--ema=slow is none of this run's evaluation, target" in said
+
+
+def test_evaluate_by_several_protocols_gives_fdr(job, command, tmp_path):
+    """Each distance over that of other real images to its reference, and the mean of the ratios."""
+    folder, _, _ = job
+    rng, moments = np.random.default_rng(0), {}
+    for name in ("first", "second", "other"):
+        factor = rng.normal(size=(64, 64)) / 8
+        moments[name] = Gaussian(rng.normal(size=64), factor @ factor.T)
+        np.savez(tmp_path / name, mu=moments[name].mean, sigma=moments[name].covariance)
+    first, second, other = (f"{tmp_path / name}.npz" for name in moments)
+    arguments = (f"--workdir={folder / 'run'}", "--steps=1", "--num_samples=100")
+    arguments += ("--protocol=fd_pixel,fd_pixel", f"--reference={first},{second}")
+    file = tmp_path / "scores.json"
+    status, said = command(
+        "shortcut_tpu.evaluate", *arguments, f"--held_out={other},{other}", f"--json={file}"
+    )
+    assert status == 0, said
+    figures = json.loads(file.read_text())
+    ratios = [
+        result["distances"]["1"] / frechet_distance(moments["other"], moments[name])
+        for name, result in zip(("first", "second"), figures["protocols"], strict=True)
+    ]
+    assert [result["fdr"]["1"] for result in figures["protocols"]] == pytest.approx(ratios)
+    assert figures["fdr"]["1"] == pytest.approx(sum(ratios) / 2)
+    assert "FDr over fd_pixel, fd_pixel" in said
+    status, said = command("shortcut_tpu.evaluate", *arguments, f"--held_out={other}")
+    assert status == 1
+    assert "1 for 2 protocols; give one for each, comma-separated" in said.splitlines()[-1]
 
 
 def test_sample_draws_what_is_asked_for(job, command, tmp_path):

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from shortcut_tpu.array_types import Keys, Labels, Rows
 from shortcut_tpu.objectives import base, frechet
 from shortcut_tpu.objectives.shortcut import Shortcut
 
@@ -103,7 +104,7 @@ class FDLoss(base.Objective):
             carried[judge.name] = {"mean": mean, "second": second}
         return loss, metrics, carried
 
-    def _samples(self, inputs: base.Inputs) -> jax.Array:
+    def _samples(self, inputs: base.Inputs) -> Rows:
         """x_1 like the batch, in one step from noise, with its labels."""
         noise_key, sample_key = jax.random.split(inputs.key)
         rows = len(inputs.x1)
@@ -121,10 +122,10 @@ class FDLoss(base.Objective):
     def sample(
         self,
         velocity: base.ConditionedFn,
-        x0: jax.Array,
-        labels: jax.Array,
+        x0: Rows,
+        labels: Labels,
         num_steps: int,
-        keys: jax.Array,
-    ) -> jax.Array:
+        keys: Keys,
+    ) -> Rows:
         """The generator's own sampler; `num_steps` is 1."""
         return self._trained.sample(velocity, x0, labels, num_steps, keys)

@@ -11,6 +11,7 @@ Usage:
   checkpoints.close()
 """
 
+import dataclasses
 import importlib.util
 import os
 import sys
@@ -161,9 +162,11 @@ class Checkpoints:
           UserError: there is no such checkpoint.
         """
         step = self._require(step)
-        return self._manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
-        )["state"]
+        args = ocp.args.StandardRestore(_held(abstract_state))
+        held = self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]
+        if not dataclasses.is_dataclass(abstract_state):
+            return held
+        return dataclasses.replace(abstract_state, **held)
 
     def restore_part(self, abstract_part: Any, step: int | None = None) -> tuple[int, Any]:
         """Reads only some subtrees of the state, such as one average of the weights.
@@ -219,7 +222,8 @@ class Checkpoints:
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state), config=ocp.args.JsonSave(self._config)
+                    state=ocp.args.StandardSave(_held(state)),
+                    config=ocp.args.JsonSave(self._config),
                 ),
                 force=True,
             )
@@ -274,6 +278,14 @@ def still_waiting() -> bool:
         not thread.daemon and type(thread).__module__.startswith("orbax.")
         for thread in threading.enumerate()
     )
+
+
+def _held(state: Any) -> Any:
+    """The fields of a state that hold arrays; a checkpoint of before a field was has none of it."""
+    if not dataclasses.is_dataclass(state):
+        return state
+    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    return {name: value for name, value in fields.items() if jax.tree.leaves(value)}
 
 
 def _first_line(error: BaseException) -> str:

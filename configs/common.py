@@ -212,16 +212,25 @@ def _keys() -> ConfigDict:
     config.teacher.step = Key(-1, Whole(-1))
     config.teacher.ema = Key("evaluation", Text())
 
+    config.init_from = ConfigDict()
+    # What a new run starts from, also `train --init_from`: the workdir of a run, of whatever
+    # objective, image size or number of classes, or a .safetensors file of `convert`. A run that
+    # resumes keeps what it has started from. Its checkpoint, -1 for the newest, and which average
+    # of its weights, "" for the trained ones; a file has one of each.
+    config.init_from.path = Key("", Text())
+    config.init_from.step = Key(-1, Whole(-1))
+    config.init_from.ema = Key("evaluation", Text())
+
     config.optimizer = ConfigDict()
-    # adamw, which is Adam where weight_decay is 0; or muon, which orthogonalises the updates of the
-    # blocks' matrices and leaves all other parameters to adamw. The rate means about the same for
-    # both.
-    config.optimizer.name = Key("adamw", OneOf("adamw", "muon"))
+    # adamw, which is Adam where weight_decay is 0; muon, which orthogonalises the updates of the
+    # blocks' matrices and leaves all other parameters to adamw; or adafactor, whose second moments
+    # are two vectors a matrix, next to no memory. The rate means about the same for all.
+    config.optimizer.name = Key("adamw", OneOf("adamw", "muon", "adafactor"))
     # The rate warms up linearly, then stays constant, or decays to zero: constant, cosine, linear.
     config.optimizer.learning_rate = Key(1e-4, Real(0, above=True))
     config.optimizer.schedule = Key("constant", OneOf("constant", "cosine", "linear"))
     config.optimizer.warmup_steps = Key(0, Whole(0))
-    # Decays of Adam's moments.
+    # Decays of Adam's moments; adafactor keeps no first moment where b1 is 0.
     config.optimizer.b1 = Key(0.9, DECAY)
     config.optimizer.b2 = Key(0.999, DECAY)
     # Of muon's matrices.

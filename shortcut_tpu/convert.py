@@ -37,9 +37,9 @@ from shortcut_tpu.conversion.artifact import write_artifact
 from shortcut_tpu.conversion.foreign import Tensors, require
 from shortcut_tpu.conversion.linen import read_linen
 from shortcut_tpu.conversion.runs import make_run
-from shortcut_tpu.conversion.tensors import card, read_tensors, write_tensors
 from shortcut_tpu.models import NETWORKS, DiT, InContext, Model, Params
 from shortcut_tpu.runs.loading import load_run
+from shortcut_tpu.runs.tensors import card, read_tensors, write_tensors
 from shortcut_tpu.training.experiment import Experiment
 
 M = TypeVar("M", bound=Model)

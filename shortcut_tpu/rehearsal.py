@@ -20,7 +20,7 @@ from data_pipeline.errors import UserError
 from shortcut_tpu.cli.console import say
 from shortcut_tpu.evaluation.periodic import PeriodicEvaluation
 from shortcut_tpu.runs.checkpointing import Checkpoints
-from shortcut_tpu.runs.loading import initial_state
+from shortcut_tpu.runs.starting import initial_state
 from shortcut_tpu.training.experiment import Experiment
 from shortcut_tpu.training.input import global_batches
 from shortcut_tpu.training.train_state import TrainState

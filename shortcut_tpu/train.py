@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 from data_pipeline import exit_reason
 from data_pipeline.autoencoders import load_autoencoder
+from data_pipeline.errors import UserError
 from data_pipeline.manifest import Manifest, row_shapes
 from data_pipeline.progress import counted, terminal_bars
 from shortcut_tpu.cli import command
@@ -44,8 +45,8 @@ from shortcut_tpu.rehearsal import by_default, rehearse
 from shortcut_tpu.runs import skipping
 from shortcut_tpu.runs import workdir as workdir_lib
 from shortcut_tpu.runs.checkpointing import Checkpoints, still_waiting
-from shortcut_tpu.runs.loading import initial_state
 from shortcut_tpu.runs.preemption import Preemption
+from shortcut_tpu.runs.starting import initial_state, with_origin
 from shortcut_tpu.training.experiment import Experiment
 from shortcut_tpu.training.input import global_batches, open_records
 from shortcut_tpu.training.latents import with_statistics
@@ -100,7 +101,7 @@ def _train(
     autoencoder = load_autoencoder(config.data.autoencoder)
     require_host_memory(config, autoencoder)
     records, manifest = open_records(config, autoencoder)
-    config = with_statistics(config)
+    config = with_origin(with_statistics(config), workdir)
     if config.evaluation.every_steps:
         require_readable(config, autoencoder)
 
@@ -129,7 +130,7 @@ def _train(
     else:
         if rehearsing:
             rehearse(experiment, evaluation, records, workdir, watchdog.alive)
-        state = initial_state(experiment)
+        state = initial_state(experiment, tell=say)
     watchdog.alive()
     if jax.process_index() == 0:
         config_lib.save(config, workdir)
@@ -245,6 +246,12 @@ def introduction(experiment: Experiment, manifest: Manifest) -> list[str]:
 def define_flags() -> None:
     command.define_config()
     flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, TensorBoard, config.")
+    flags.DEFINE_string(
+        "init_from",
+        None,
+        "A run's workdir or a .safetensors file of `convert`, whose weights a new run starts from; "
+        "the same as --config.init_from.path.",
+    )
     flags.DEFINE_boolean("allow_config_change", False, "Go on although the config has changed.")
     flags.DEFINE_string(
         "profile_steps", None, "Steps to profile into WORKDIR/profile, START:STOP; STOP is not one."
@@ -262,6 +269,10 @@ def main() -> None:
     config = command.config()
     workdir = epath.Path(command.required("workdir", "the folder that will hold the run"))
     values = flags.FLAGS
+    if values.init_from:
+        if config.init_from.path not in ("", values.init_from):
+            raise UserError("--init_from and --config.init_from.path differ; give one of them")
+        config.init_from.path = values.init_from
     profile = StepRange.parse(values.profile_steps) if values.profile_steps else None
     distributed.initialize()
     compile_cache.enable(config.train.compile_cache)

@@ -23,9 +23,9 @@ import numpy as np
 
 from data_pipeline.atomic_files import write_json, write_output
 from data_pipeline.errors import UserError
-from shortcut_tpu.conversion.tensors import card, named, nested
 from shortcut_tpu.evaluation.generator import Generator
 from shortcut_tpu.runs.loading import Run
+from shortcut_tpu.runs.tensors import card, named, nested
 from shortcut_tpu.sampling.guidance import Guidance
 
 PLATFORMS = ("cpu", "cuda", "tpu")

@@ -123,12 +123,14 @@ class Objective(abc.ABC):
       conditions: scalars that the network is told beside t, d and the label; each, [B] in [0, 1],
         is handed to the network by its name.
       heads: how many velocities the network puts out, see `Velocity`.
+      velocity_heads: how many of them, from the first, can start as the velocity of another run.
       network: which of `models.NETWORKS` it trains; the config's if empty.
       needs_teacher: whether `emas` must hold a teacher, a trained model that the parameters start
         from.
       needs_pairs: whether it trains on `data.pairs`, a teacher's noises and samples.
       needs_judges: whether it trains a generator that another objective has trained, by `judges`.
       one_step: whether it makes its samples in one step and in no more.
+      only_step: the step size, if the network is told no other than this one.
       differentiates: whether `loss` takes derivatives of the network in x and the times.
       smooth_times: whether the network must be smooth in t and d, for objectives that
         differentiate in them or take d from a continuum.
@@ -142,11 +144,13 @@ class Objective(abc.ABC):
     group: ClassVar[str] = ""
     conditions: ClassVar[tuple[str, ...]] = ()
     heads: ClassVar[int] = 1
+    velocity_heads: ClassVar[int] = 1
     network: ClassVar[str] = ""
     needs_teacher: ClassVar[bool] = False
     needs_pairs: ClassVar[bool] = False
     needs_judges: ClassVar[bool] = False
     one_step: ClassVar[bool] = False
+    only_step: ClassVar[float | None] = None
     differentiates: ClassVar[bool] = False
     smooth_times: ClassVar[bool] = False
     scheduled: ClassVar[bool] = False

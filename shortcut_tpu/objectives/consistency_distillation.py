@@ -30,6 +30,7 @@ class ConsistencyDistillation(base.Objective):
     """
 
     name: ClassVar[str] = "consistency_distillation"
+    only_step: ClassVar[float | None] = 1.0
     needs_teacher: ClassVar[bool] = True
 
     finest_steps: int = 128

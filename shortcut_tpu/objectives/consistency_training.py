@@ -30,6 +30,7 @@ class ConsistencyTraining(base.Objective):
     """
 
     name: ClassVar[str] = "consistency_training"
+    only_step: ClassVar[float | None] = 1.0
     scheduled: ClassVar[bool] = True
 
     finest_steps: int = 128

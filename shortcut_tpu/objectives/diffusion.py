@@ -33,6 +33,7 @@ class Diffusion(base.Objective):
     """
 
     name: ClassVar[str] = "diffusion"
+    only_step: ClassVar[float | None] = 1.0
 
     diffusion_steps: int = 1000
     beta_first: float = 1e-4

@@ -22,6 +22,7 @@ class FlowMatching(base.Objective):
     """
 
     name: ClassVar[str] = "flow_matching"
+    only_step: ClassVar[float | None] = 1.0
 
     finest_steps: int = 128
     label_dropout: float = 0.1

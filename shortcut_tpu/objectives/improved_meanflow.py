@@ -59,6 +59,7 @@ class ImprovedMeanFlow(base.Objective):
     conditions: ClassVar[tuple[str, ...]] = ("guidance", "guidance_end", "guidance_start")
     differentiates: ClassVar[bool] = True
     heads: ClassVar[int] = 2
+    velocity_heads: ClassVar[int] = 2
     smooth_times: ClassVar[bool] = True
 
     interval_share: float = 0.5

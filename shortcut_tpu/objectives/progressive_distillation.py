@@ -32,6 +32,7 @@ class ProgressiveDistillation(base.Objective):
     """
 
     name: ClassVar[str] = "progressive_distillation"
+    only_step: ClassVar[float | None] = 1.0
     needs_teacher: ClassVar[bool] = True
     scheduled: ClassVar[bool] = True
 

@@ -31,6 +31,7 @@ class Reflow(base.Objective):
     """
 
     name: ClassVar[str] = "reflow"
+    only_step: ClassVar[float | None] = 1.0
     needs_teacher: ClassVar[bool] = True
     needs_pairs: ClassVar[bool] = True
 

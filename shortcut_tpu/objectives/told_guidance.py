@@ -5,6 +5,9 @@ import jax.numpy as jnp
 
 from shortcut_tpu.sampling.samplers import ConditionedFn, VelocityFn
 
+# What says by each of the conditions that there is no guidance.
+UNGUIDED = {"guidance": 0.0, "guidance_start": 0.0, "guidance_end": 1.0}
+
 
 def draw(key: jax.Array, num_rows: int, max_guidance: float) -> jax.Array:
     """1 - 1/w [num_rows] of w = exp(U log max_guidance), U uniform in [0, 1).

@@ -36,6 +36,9 @@ ROWS = P((DATA, FSDP))
 # The first pattern found in a leaf's path decides. Averages and optimizer moments have their
 # parameter's path as a suffix and so lie where it does. The leading axis of `blocks` is the layer.
 RULES: tuple[tuple[str, P], ...] = (
+    # Adafactor's vectors, of which a matrix's second moments are made, and what stands where a
+    # matrix has none.
+    (r"/v_(row|col)/", P()),
     (r"blocks/qkv/kernel", P(None, FSDP, None, TENSOR)),
     (r"blocks/qkv/bias", P(None, None, TENSOR)),
     (r"blocks/attention_out/kernel", P(None, TENSOR, None, FSDP)),
@@ -188,7 +191,7 @@ def state_shardings(mesh: Mesh, abstract: Any) -> Any:
 
     def place(path: Any, leaf: Any) -> NamedSharding:
         name = _name(path)
-        spec = _rule(name)
+        spec = _rule(name) if leaf.shape != (1,) else P()
         for dimension, held in zip(leaf.shape, spec, strict=False):
             axes = _axes(held)
             if dimension % math.prod(mesh.shape[axis] for axis in axes):

@@ -13,7 +13,6 @@ from typing import Any
 
 from etils import epath
 import jax
-import jax.numpy as jnp
 
 from data_pipeline.autoencoders import Autoencoder, load_autoencoder
 from data_pipeline.errors import UserError
@@ -23,7 +22,6 @@ from shortcut_tpu.objectives import Objective
 from shortcut_tpu.runs.checkpointing import Checkpoints
 from shortcut_tpu.training.experiment import Experiment
 from shortcut_tpu.training.latents import has_statistics
-from shortcut_tpu.training.train_state import TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,33 +80,3 @@ def require_steps(objective: Objective, asked: Sequence[int]) -> tuple[int, ...]
     if len(steps) < len(asked):
         say(f"{objective.name} makes samples in one step only; the other --steps are left out")
     return steps
-
-
-def initial_state(experiment: Experiment) -> TrainState:
-    """A fresh state; where the objective needs a teacher, its weights are the start of all.
-
-    Raises:
-      UserError: no teacher is named, or it is not there or of another shape.
-    """
-    objective, teacher = experiment.objective, experiment.config.teacher
-    if not objective.needs_teacher:
-        return experiment.init_state()
-    if not teacher.workdir:
-        raise UserError(f"{objective.name} needs a teacher: --config.teacher.workdir=DIR of a run")
-    run = load_run(
-        epath.Path(teacher.workdir), None if teacher.step < 0 else teacher.step, teacher.ema
-    )
-    state = experiment.init_state()
-    theirs, ours = (jax.tree.map(lambda a: a.shape, p) for p in (run.params, state.params))
-    if theirs != ours:
-        raise UserError(f"the teacher of {teacher.workdir} is not the network of this config")
-
-    def start(like: Any) -> Any:
-        """The teacher's weights in buffers of their own, where `like` lies."""
-        return jax.tree.map(lambda a, b: jax.device_put(jnp.copy(a), b.sharding), run.params, like)
-
-    return dataclasses.replace(
-        state,
-        params=start(state.params),
-        emas={name: start(ema) for name, ema in state.emas.items()},
-    )

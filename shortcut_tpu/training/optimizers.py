@@ -9,6 +9,7 @@ import re
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 import optax
 from optax import contrib
@@ -58,7 +59,7 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     """The optimizer, with decoupled weight decay on all parameters and clipped gradients.
 
     Raises:
-      ValueError: `optimizer.name` is none of `adamw` and `muon`.
+      ValueError: `optimizer.name` is none of `adamw`, `adafactor` and `muon`.
     """
     optim, schedule = config.optimizer, make_schedule(config)
     adam = {"b1": optim.b1, "b2": optim.b2}
@@ -66,6 +67,8 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
         moved = optax.adamw(
             schedule, **adam, weight_decay=optim.weight_decay, mu_dtype=optim.mu_dtype
         )
+    elif optim.name == "adafactor":
+        moved = _adafactor(optim, schedule)
     elif optim.name == "muon":
         moved = contrib.muon(
             schedule,
@@ -78,10 +81,32 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
             **{f"adam_{name}": value for name, value in adam.items()},
         )
     else:
-        raise ValueError(f"optimizer.name={optim.name!r} is none of adamw, muon")
+        raise ValueError(f"optimizer.name={optim.name!r} is none of adamw, adafactor, muon")
     if not optim.clip_norm:
         return moved
     return optax.chain(optax.clip_by_global_norm(optim.clip_norm), moved)
+
+
+def _adafactor(optim: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """Second moments as an outer product of two vectors, and a first moment unless b1 is 0.
+
+    Source: "Adafactor" (arXiv 1804.04235, algorithm 4) as "Scaling Vision Transformers" (arXiv
+    2106.04560, section 3.3) trains with it: rates are not relative to the weights' size, and the
+    second moments' decay 1 - t^-0.8 ends at b2. Their layers have matrices of their own; the root
+    mean square of an update is kept to 1 over all layers of a stack together.
+    """
+
+    def decay(step: Any, power: Any) -> jax.Array:
+        return jnp.minimum(1 - (step + 1.0) ** -power, optim.b2)
+
+    momentum = optax.ema(optim.b1, debias=False, accumulator_dtype=optim.mu_dtype)
+    return optax.chain(
+        optax.scale_by_factored_rms(decay_rate_fn=decay),
+        optax.clip_by_block_rms(1.0),
+        momentum if optim.b1 else optax.identity(),
+        optax.add_decayed_weights(optim.weight_decay),
+        optax.scale_by_learning_rate(schedule),
+    )
 
 
 def matrices(params: Params) -> Any:

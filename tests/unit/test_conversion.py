@@ -30,9 +30,9 @@ from shortcut_tpu.conversion import foreign, official, torch_dit
 from shortcut_tpu.conversion.artifact import write_artifact
 from shortcut_tpu.conversion.foreign import require
 from shortcut_tpu.conversion.runs import make_run
-from shortcut_tpu.conversion.tensors import card, read_tensors, write_tensors
 from shortcut_tpu.evaluation.generator import make_generator, sample_keys
 from shortcut_tpu.runs.loading import load_run
+from shortcut_tpu.runs.tensors import card, read_tensors, write_tensors
 from shortcut_tpu.training.experiment import Experiment
 from tests.unit.test_autoencoders import write_kl
 from tests.unit.test_official_parity import official_views

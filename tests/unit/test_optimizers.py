@@ -112,6 +112,37 @@ def test_muon_orthogonalises_each_matrix_of_each_layer():
         )
 
 
+def test_adafactor_factors_second_moments():
+    """With R and C the means of g^2 over columns and rows, decayed by min(1 - t^-0.8, b2), an update
+    is g / sqrt(R C / mean(R)), scaled to a root mean square of at most 1; small arrays are whole."""
+    optimizer = make_optimizer(optimizer_config(name="adafactor", b1=0.5, b2=0.3))
+    draw = np.random.default_rng(2)
+    params = {"w": draw.normal(size=(2, 128, 130)), "b": draw.normal(size=3)}
+    state = optimizer.init(params)
+    row, column, whole, moment = np.zeros((2, 128)), np.zeros((2, 130)), np.zeros(3), [0, 0]
+    # 1 - 1^-0.8 is 0, 1 - 2^-0.8 is above b2.
+    for decay in (0.0, 0.3):
+        grads = jax.tree.map(lambda p: draw.normal(size=p.shape), params)
+        updates, state = optimizer.update(grads, state, params)
+        square = grads["w"] ** 2
+        row = decay * row + (1 - decay) * square.mean(2)
+        column = decay * column + (1 - decay) * square.mean(1)
+        whole = decay * whole + (1 - decay) * grads["b"] ** 2
+        variance = row[:, :, None] * column[:, None] / row.mean(1)[:, None, None]
+        for index, (name, v) in enumerate({"w": variance, "b": whole}.items()):
+            moved = grads[name] / np.sqrt(v)
+            moved /= max(1, np.sqrt(np.mean(moved**2)))
+            moment[index] = 0.5 * moment[index] + 0.5 * moved
+            wanted = -0.01 * (moment[index] + 0.1 * params[name])
+            np.testing.assert_allclose(updates[name], wanted, rtol=2e-5, atol=1e-7)
+    with_moment, without = (
+        jax.eval_shape(make_optimizer(optimizer_config(name="adafactor", b1=b1)).init, params)
+        for b1 in (0.9, 0.0)
+    )
+    sizes = [sum(a.size for a in jax.tree.leaves(s)) for s in (with_moment, without)]
+    assert sizes[0] - sizes[1] >= 2 * 128 * 130 and sizes[1] < 2 * (128 + 130) + 20
+
+
 def test_gradients_are_clipped_together():
     """Those of norm 10 count as those of norm 5; those of norm 5 stay."""
     params = {"a": jnp.zeros(1), "b": jnp.zeros(1)}
@@ -136,8 +167,27 @@ def test_first_moments_may_take_half_the_memory():
 
 
 def test_an_optimizer_that_is_none_is_refused():
-    with pytest.raises(ValueError, match="optimizer.name='sgd' is none of adamw, muon"):
+    with pytest.raises(ValueError, match="optimizer.name='sgd' is none of adamw, adafactor, muon"):
         make_optimizer(optimizer_config(name="sgd"))
+
+
+def test_adafactors_state_lies_where_its_weights_do(tiny_config, devices):
+    """The first moments as the weights, the factors of the second whole on every device."""
+    config = tiny_config.copy_and_resolve_references()
+    with config.unlocked():
+        config.optimizer.name, config.mesh.fsdp, config.model.width = "adafactor", 4, 128
+    state = Experiment.from_config(config, devices[:4]).abstract_state
+    factors, _, moments, *_ = state.opt_state
+    weight, moment, row, whole = (
+        tree["blocks"]["mlp_in"]["kernel"]
+        for tree in (state.params, moments.ema, factors.v_row, factors.v)
+    )
+    assert moment.sharding == weight.sharding and not weight.sharding.is_fully_replicated
+    assert row.shape == (2, 128) and whole.shape == (1,)
+    assert row.sharding.is_fully_replicated and whole.sharding.is_fully_replicated
+    small = factors.v["blocks"]["mlp_in"]["bias"]
+    assert small.shape == state.params["blocks"]["mlp_in"]["bias"].shape
+    assert small.sharding == state.params["blocks"]["mlp_in"]["bias"].sharding
 
 
 def test_muon_updates_alike_on_any_mesh(tiny_config, devices):

@@ -1,0 +1,160 @@
+"""The state that a new run starts from: fresh, or of a teacher's or another run's weights.
+
+Usage:
+  config = with_origin(config, workdir)             # a resumed run's own, whatever is asked for now
+  state = initial_state(experiment, tell=say)
+"""
+
+from collections.abc import Callable
+import dataclasses
+from typing import Any, NamedTuple
+
+from etils import epath
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+import numpy as np
+
+from data_pipeline.errors import UserError
+from shortcut_tpu.cli import config as config_lib
+from shortcut_tpu.cli.console import say
+from shortcut_tpu.models import Params
+from shortcut_tpu.objectives.base import TEACHER
+from shortcut_tpu.pod import partitioning
+from shortcut_tpu.runs import checksums
+from shortcut_tpu.runs.checkpointing import Checkpoints
+from shortcut_tpu.runs.loading import load_run
+from shortcut_tpu.runs.tensors import read_tensors
+from shortcut_tpu.training.experiment import Experiment
+from shortcut_tpu.training.fine_tuning import Adoption
+from shortcut_tpu.training.parts import make_parts
+from shortcut_tpu.training.train_state import TrainState
+
+_FILE = ".safetensors"
+
+
+def initial_state(
+    experiment: Experiment, tell: Callable[..., None] = lambda *lines: None
+) -> TrainState:
+    """A fresh state, of the weights of a teacher or of `config.init_from` where there are such.
+
+    Where there are both, the teacher teaches a student that starts from the other.
+
+    Args:
+      experiment: of the new run.
+      tell: is given the lines on what was taken from `config.init_from`.
+
+    Raises:
+      UserError: what is named is not there or does not fit, or no teacher is named.
+    """
+    state = experiment.init_state()
+    if experiment.objective.needs_teacher:
+        state = _all_of(state, _teacher(experiment, state), but=())
+    if experiment.config.init_from.path:
+        params, lines = _adopted(experiment, state)
+        state = _all_of(state, params, but=(TEACHER,))
+        tell(*lines)
+    return state
+
+
+def with_origin(config: ConfigDict, workdir: epath.Path) -> ConfigDict:
+    """The config with the `init_from` that the run in a workdir has started with, if it has.
+
+    What is asked for now counts for a new run alone; that something else is asked for is said.
+    """
+    resumes = checksums.finished(workdir / "checkpoints")
+    if not resumes or not (workdir / config_lib.CONFIG_FILE).exists():
+        return config
+    before, asked = config_lib.restore(workdir).init_from, config.init_from
+    if asked.path:
+        start = f"started from {before.path}" if before.path else "did not start from weights"
+        say(f"init_from={asked.path} is ignored: {workdir} resumes; it {start}")
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.init_from.update(before)
+    return config
+
+
+def _all_of(state: TrainState, params: Params, but: tuple[str, ...]) -> TrainState:
+    """The state with these weights as its own and as all averages but some; buffers are its own."""
+
+    def start(like: Any) -> Any:
+        return jax.tree.map(lambda a, b: jax.device_put(jnp.copy(a), b.sharding), params, like)
+
+    emas = {name: ema if name in but else start(ema) for name, ema in state.emas.items()}
+    return dataclasses.replace(state, params=start(state.params), emas=emas)
+
+
+def _teacher(experiment: Experiment, state: TrainState) -> Params:
+    objective, teacher = experiment.objective, experiment.config.teacher
+    if not teacher.workdir:
+        raise UserError(f"{objective.name} needs a teacher: --config.teacher.workdir=DIR of a run")
+    run = load_run(
+        epath.Path(teacher.workdir), None if teacher.step < 0 else teacher.step, teacher.ema
+    )
+    theirs, ours = (jax.tree.map(lambda a: a.shape, p) for p in (run.params, state.params))
+    if theirs != ours:
+        raise UserError(f"the teacher of {teacher.workdir} is not the network of this config")
+    return run.params
+
+
+# -------------------------------------------------------------------- init_from
+class _Source(NamedTuple):
+    """Weights on the new run's mesh, and the run that they are of."""
+
+    config: ConfigDict
+    step: int
+    average: str
+    params: Params
+
+
+def _adopted(experiment: Experiment, state: TrainState) -> tuple[Params, list[str]]:
+    """The weights of `config.init_from` as those of the new network, and lines on them."""
+    config = experiment.config
+    source = _read(config.init_from, experiment.mesh)
+    adoption = Adoption(config.init_from.path, make_parts(source.config), make_parts(config))
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, experiment.abstract_state.params)
+    adopt = jax.jit(adoption, out_shardings=(shardings, partitioning.replicated(experiment.mesh)))
+    params, errors = adopt(source.params, state.params)
+    lines = [
+        f"started from {config.init_from.path}: {source.config.objective.name}, step "
+        f"{source.step}, {source.average}",
+        *adoption.lines(jax.device_get(errors)),
+    ]
+    theirs, ours = ((c.data.autoencoder, c.data.standardize) for c in (source.config, config))
+    if theirs != ours:
+        words = [f"{name}{', standardized' * standard}" for name, standard in (theirs, ours)]
+        lines.append(f"  other latents    there {words[0]}, here {words[1]}")
+    return params, lines
+
+
+def _read(init: ConfigDict, mesh: Mesh) -> _Source:
+    """Reads what `config.init_from` names; every device reads what it will hold."""
+    path = epath.Path(init.path)
+    if path.suffix == _FILE:
+        config, step, arrays = read_tensors(path)
+        shardings = partitioning.state_shardings(mesh, arrays)
+
+        def place(array: np.ndarray, sharding: Any) -> jax.Array:
+            return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+        return _Source(config, step, "as exported", jax.tree.map(place, arrays, shardings))
+    config = config_lib.restore(path)
+    if init.ema and init.ema not in config.emas:
+        raise UserError(
+            f'init_from.ema={init.ema}: {path} has {", ".join(sorted(config.emas))}, or "" for '
+            "the trained weights"
+        )
+    parts = make_parts(config)
+    shapes = jax.eval_shape(parts.network(parts.network_config).init, jax.random.key(0))
+    abstract = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        partitioning.state_shardings(mesh, shapes),
+    )
+    wanted = {"emas": {init.ema: abstract}} if init.ema else {"params": abstract}
+    with Checkpoints(path / "checkpoints") as checkpoints:
+        step, part = checkpoints.restore_part(wanted, None if init.step < 0 else init.step)
+    params = part["emas"][init.ema] if init.ema else part["params"]
+    return _Source(config, step, f"average {init.ema}" if init.ema else "trained weights", params)

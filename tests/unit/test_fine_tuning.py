@@ -1,0 +1,305 @@
+"""A run that starts from another's weights: what it computes at step 0, and what it keeps."""
+
+import json
+
+from etils import epath
+import jax
+import numpy as np
+import pytest
+
+from data_pipeline.errors import UserError
+from shortcut_tpu.conversion.runs import make_run
+from shortcut_tpu.runs.loading import load_run
+from shortcut_tpu.runs.starting import initial_state
+from shortcut_tpu.runs.tensors import card, write_tensors
+from shortcut_tpu.train import train
+from shortcut_tpu.training import refitting
+from shortcut_tpu.training.experiment import Experiment
+from shortcut_tpu.training.fine_tuning import Adoption
+from shortcut_tpu.training.parts import make_parts
+
+ROWS = 3
+
+
+def parts(config, objective, **changes):
+    """The parts of a config, with keys of it or of its hyperparameters changed."""
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.objective.name = objective
+        config.model.dtype = "float32"
+        config.update_from_flattened_dict(changes)
+    return make_parts(config)
+
+
+def random_params(parts, seed=0):
+    """Weights none of which is zero, as after a training."""
+    shapes = jax.eval_shape(parts.network(parts.network_config).init, jax.random.key(0))
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: 0.2 * rng.normal(size=leaf.shape).astype("f"), shapes)
+
+
+class Adopted:
+    """A network's weights in another one."""
+
+    def __init__(self, theirs, ours):
+        self.adoption, self.parts = Adoption("runs/old", theirs, ours), (theirs, ours)
+        self.source, self.fresh = random_params(theirs), random_params(ours, 1)
+
+    def outputs(self, old, new):
+        """Of the old network for arguments and conditions, and of the new one for each of several;
+        in one program."""
+        there, here = (parts.network(parts.network_config).apply for parts in self.parts)
+
+        @jax.jit
+        def run(source, fresh):
+            params, errors = self.adoption(source, fresh)
+            ours = [here(params, *arguments, **told) for arguments, told in new]
+            return there(source, *old[0], **old[1]), ours, params, errors
+
+        v, ours, self.params, errors = run(self.source, self.fresh)
+        self.said = "\n".join(self.adoption.lines(errors))
+        return np.asarray(v), [np.asarray(one) for one in ours]
+
+    def adopt(self):
+        """The weights, without running a network."""
+        self.params, errors = jax.jit(self.adoption)(self.source, self.fresh)
+        self.said = "\n".join(self.adoption.lines(errors))
+        return self.params
+
+
+def points(config, t, label, side=8):
+    x = np.random.default_rng(5).normal(size=(ROWS, side, side, config.channels)).astype("f")
+    return x, full(t), np.full(ROWS, label)
+
+
+def full(value):
+    return np.full(ROWS, value, np.float32)
+
+
+def close(ours, theirs):
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-5 * np.abs(theirs).max())
+
+
+def test_meanflow_starts_as_the_velocity_of_flow_matching(tiny_config):
+    """u(x, t, d) = v(x, t) for every d, though attention's logits are scaled otherwise."""
+    theirs = parts(tiny_config, "flow_matching", **{"model.faithful": True})
+    adopted = Adopted(theirs, parts(tiny_config, "meanflow"))
+    x, t, label = points(theirs.network_config, 0.3, 4)
+    new = [((x, t, full(d), label), {}) for d in (0.0, 0.7)]
+    v, ours = adopted.outputs(((x, t, full(1), label), {}), new)
+    for u in ours:
+        close(u, v)
+    assert "step_embed: starts with the old velocity for every step size" in adopted.said
+    assert "queries scaled" in adopted.said and "taken (" in adopted.said
+
+
+def test_shortcuts_step_sizes_become_a_continuum(tiny_config):
+    """At d of the grid the fitted embedder puts out what the old one did, and at 0 the finest."""
+    width = {"model.width": 128}
+    adopted = Adopted(
+        parts(tiny_config, "shortcut", **width), parts(tiny_config, "meanflow", **width)
+    )
+    params = adopted.adopt()
+
+    def flat(params):
+        layers = params["step_embed"]
+        return {f"e/{a}/{b}": layers[a][b] for a in layers for b in layers[a]}
+
+    levels = np.append(np.arange(8), np.inf)
+    told = 100 * np.minimum(levels, 7).astype(np.float32)
+    before = refitting.embedded(flat(adopted.source), "e", told)
+    after = refitting.embedded(flat(params), "e", (2.0**-levels).astype(np.float32))
+    assert np.linalg.norm(after - before) < 0.02 * np.linalg.norm(before)
+    assert "step_embed: fitted to another scale of its numbers (error 0." in adopted.said
+
+
+def test_a_time_that_is_told_on_another_scale_is_fitted():
+    """What an embedder makes of t x 1000, from t itself; and between the points as well."""
+    width, rng = 64, np.random.default_rng(0)
+    kernel = np.zeros((256, width), np.float32)
+    # Slow sinusoids of t x 1000, up to 5 radians: as smooth as a trained one is.
+    kernel[68:128], kernel[196:] = rng.normal(size=(2, 60, width))
+    layers = {
+        "e/hidden/kernel": kernel,
+        "e/hidden/bias": rng.normal(size=width).astype(np.float32),
+        "e/out/kernel": rng.normal(size=(width, 12)).astype(np.float32),
+        "e/out/bias": np.ones(12, np.float32),
+    }
+    t = np.linspace(0, 1, 129, dtype=np.float32)
+    fitted, error = refitting.refitted(layers, "e", refitting.Points(t * 1000, t))
+    between = (t[1:] + t[:-1]) / 2
+    ours = refitting.embedded(fitted, "e", between)
+    theirs = refitting.embedded(layers, "e", between * 1000)
+    assert error < 2e-3
+    assert np.linalg.norm(ours - theirs) < 5e-3 * np.linalg.norm(theirs)
+
+
+def test_other_classes_start_as_no_label(tiny_config):
+    """And images may be larger: positions are computed."""
+    theirs = parts(tiny_config, "shortcut")
+    adopted = Adopted(theirs, parts(tiny_config, "shortcut", **{"data.num_classes": 7}))
+    x, t, null = points(theirs.network_config, 0.5, 10)
+    new = [((x, t, full(0.25), np.full(ROWS, label)), {}) for label in (0, 7)]
+    v, ours = adopted.outputs(((x, t, full(0.25), null), {}), new)
+    for u in ours:
+        close(u, v)
+    said = "label_embed: 7 classes in place of 10, each starts as no label"
+    assert said in adopted.said
+
+    larger = Adopted(theirs, parts(tiny_config, "shortcut", **{"data.image_size": 16}))
+    jax.tree.map(np.testing.assert_array_equal, larger.adopt(), larger.source)
+
+
+def test_conditions_come_and_go(tiny_config):
+    """A strength of guidance that is told no more stays at none; new ones have no effect."""
+    guided, plain = parts(tiny_config, "improved_shortcut"), parts(tiny_config, "shortcut")
+    x, t, label = points(plain.network_config, 0.5, 2)
+    at = (x, t, full(0.5), label)
+    adopted = Adopted(guided, plain)
+    v, (u,) = adopted.outputs((at, {"guidance": full(0)}), [(at, {})])
+    close(u, v)
+    assert "left out         condition_embed/guidance" in adopted.said
+    adopted = Adopted(plain, guided)
+    v, (u,) = adopted.outputs((at, {}), [(at, {"guidance": full(0.6)})])
+    close(u, v)
+    assert "condition_embed/guidance: starts without effect" in adopted.said
+
+
+def test_a_second_velocity_starts_as_the_first(tiny_config):
+    """iMF's two outputs from MeanFlow's one; HOMO's acceleration starts at zero."""
+    flow = parts(tiny_config, "meanflow")
+    imf = parts(tiny_config, "improved_meanflow", **{"objective.improved_meanflow.told_time": True})
+    x, t, label = points(flow.network_config, 0.5, 2)
+    at = (x, t, full(0.1), label)
+    adopted = Adopted(flow, imf)
+    v, (u,) = adopted.outputs((at, {}), [(at, dict.fromkeys(imf.objective.conditions, t))])
+    close(u, np.concatenate([v, v], -1))
+    assert "final: outputs: 2 in place of 1" in adopted.said
+    unguided = {"guidance": full(0), "guidance_start": full(0), "guidance_end": full(1)}
+    v, (u,) = Adopted(imf, flow).outputs((at, unguided), [(at, {})])
+    close(u, v[..., :1])
+    homo = Adopted(parts(tiny_config, "shortcut"), parts(tiny_config, "high_order"))
+    v, (u,) = homo.outputs((at, {}), [(at, {})])
+    close(u, np.concatenate([v, 0 * v], -1))
+
+
+def test_blocks_are_dealt_out_to_the_outputs(tiny_config):
+    """Of the in-context network: from blocks for one output to own ones for two, and back."""
+    keys = {"model.network": "in_context", "model.depth": 3, "model.in_context.aux_head_depth": 1}
+    more = keys | {"model.in_context.aux_head_depth": 2}
+    one = parts(tiny_config, "meanflow", **keys)
+    two, split = (parts(tiny_config, "improved_meanflow", **these) for these in (keys, more))
+    x, t, label = points(two.network_config, 0.5, 2)
+    at = ((x, t, t, label), dict.fromkeys(two.objective.conditions, t))
+    adopted = Adopted(two, split)
+    v, (u,) = adopted.outputs(at, [at])
+    close(u, v)
+    assert "2 in place of 2, 1 blocks shared" in adopted.said
+
+    def scales(params, name="shared_blocks"):
+        blocks = params[name] if name == "shared_blocks" else params["heads"][name]["blocks"]
+        return np.asarray(blocks["attention_scale"])
+
+    joined = Adopted(two, one)
+    whole = np.concatenate([scales(joined.source), scales(joined.source, "head_0")])
+    np.testing.assert_array_equal(scales(joined.adopt()), whole)
+    parted = Adopted(one, two)
+    params = parted.adopt()
+    for head in ("head_0", "head_1"):
+        np.testing.assert_array_equal(scales(params, head), scales(parted.source)[2:])
+    assert "left out         scalar_embed/time, tokens" in parted.said
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model.width": 32}, "model.width is 16 there and 32 here"),
+        ({"model.depth": 3}, "model.depth is 2 there and 3 here"),
+        ({"model.patch_size": 4}, "model.patch_size is 2 there and 4 here"),
+        ({"data.channels": 4}, "data.channels is 1 there and 4 here"),
+        ({"model.network": "in_context"}, "its network is dit, this config's in_context"),
+    ],
+)
+def test_what_cannot_fit_is_refused(tiny_config, changes, said):
+    with pytest.raises(UserError, match=f"^init_from=old: {said}"):
+        Adoption(
+            "runs/old", parts(tiny_config, "shortcut"), parts(tiny_config, "shortcut", **changes)
+        )
+
+
+@pytest.fixture
+def flow_run(tiny_config, tmp_path):
+    """The workdir of a flow-matching run whose average is twice its weights."""
+    config = tiny_config.copy_and_resolve_references()
+    with config.unlocked():
+        config.objective.name = "flow_matching"
+        config.model.faithful = True
+        config.emas = {"evaluation": 0.99}
+    params = random_params(make_parts(config))
+    workdir = epath.Path(tmp_path / "flow")
+    make_run(config, workdir, 7, params, jax.tree.map(lambda leaf: 2 * leaf, params))
+    return workdir, params
+
+
+@pytest.fixture
+def meanflow(tiny_config, flow_run):
+    """A config of another objective and network, sharded, that starts from it."""
+    config = tiny_config.copy_and_resolve_references()
+    with config.unlocked():
+        config.objective.name = "meanflow"
+        config.mesh.fsdp = 2
+        config.evaluation.every_steps = 0
+        config.train.num_steps, config.checkpoint.every_steps = 2, 2
+        config.init_from.path = str(flow_run[0])
+    return config
+
+
+def test_weights_are_restored_onto_the_mesh(meanflow, flow_run, tmp_path):
+    """The average that is asked for, as weights and as every average; or a file's."""
+    workdir, params = flow_run
+    experiment = Experiment.from_config(meanflow, jax.devices())
+
+    def check(ema, times, path=workdir):
+        meanflow.init_from.update(ema=ema, path=str(path))
+        state = initial_state(experiment)
+        for tree in (state.params, *state.emas.values()):
+            taken = tree["blocks"]["mlp_in"]["kernel"]
+            assert (
+                taken.sharding
+                == experiment.abstract_state.params["blocks"]["mlp_in"]["kernel"].sharding
+            )
+            np.testing.assert_array_equal(taken, times * params["blocks"]["mlp_in"]["kernel"])
+        assert int(state.step) == 0
+
+    check("evaluation", 2)
+    check("", 1)
+    file = epath.Path(tmp_path / "flow.safetensors")
+    run = load_run(workdir)
+    write_tensors(file, run.params, card(run, "evaluation"))
+    check("evaluation", 2, file)
+    with pytest.raises(UserError, match=r"init_from.ema=fast: .* has evaluation, or \"\""):
+        check("fast", 2)
+
+
+def test_a_run_resumes_without_being_told_what_it_started_from(
+    meanflow, flow_run, tmp_path, capsys
+):
+    workdir = epath.Path(tmp_path / "meanflow")
+    train(meanflow, workdir)
+    said = capsys.readouterr().out
+    assert f"started from {flow_run[0]}: flow_matching, step 7, average evaluation\n  taken" in said
+    assert "  changed          blocks: queries scaled" in said
+    meanflow.init_from.path = ""
+    meanflow.train.num_steps = 4
+    train(meanflow, workdir)
+    said = capsys.readouterr().out
+    assert "resumed from step 2" in said and "ignored" not in said
+    assert json.loads((workdir / "config.json").read_text())["init_from"]["path"] == str(
+        flow_run[0]
+    )
+    meanflow.init_from.path = "elsewhere"
+    train(meanflow, workdir)
+    said = capsys.readouterr().out
+    assert (
+        f"init_from=elsewhere is ignored: {workdir} resumes; it started from {flow_run[0]}" in said
+    )

@@ -246,6 +246,14 @@ def _keys() -> ConfigDict:
     # objectives name theirs.
     config.emas = Key({"evaluation": 0.999, "target": 0.999}, Named(DECAY))
 
+    config.power_emas = ConfigDict()
+    # Widths of power-function averages, whose length grows with the training (EDM2): the standard
+    # deviation of their weights over the training so far. With two, such as 0.05 and 0.1, `--ema`
+    # of other commands makes those of other widths afterwards, such as power:0.07.
+    config.power_emas.widths = Key((), Several(Real(0, 0.28, above=True)))
+    # For that they are saved so many times over the training, each as large as the weights.
+    config.power_emas.snapshots = Key(16, Whole(1))
+
     config.mesh = ConfigDict()
     # Devices along each axis; -1 chooses, and of fsdp as many as can be. Rows of a batch are split
     # over data x fsdp in whole strides, weights over fsdp x tensor. Where a batch has fewer strides

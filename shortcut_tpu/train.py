@@ -46,6 +46,7 @@ from shortcut_tpu.runs import skipping
 from shortcut_tpu.runs import workdir as workdir_lib
 from shortcut_tpu.runs.checkpointing import Checkpoints, still_waiting
 from shortcut_tpu.runs.preemption import Preemption
+from shortcut_tpu.runs.snapshots import Snapshots
 from shortcut_tpu.runs.starting import initial_state, with_origin
 from shortcut_tpu.training.experiment import Experiment
 from shortcut_tpu.training.input import global_batches, open_records
@@ -131,6 +132,7 @@ def _train(
         if rehearsing:
             rehearse(experiment, evaluation, records, workdir, watchdog.alive)
         state = initial_state(experiment, tell=say)
+    snapshots = held.enter_context(Snapshots(workdir, config))
     watchdog.alive()
     if jax.process_index() == 0:
         config_lib.save(config, workdir)
@@ -194,6 +196,9 @@ def _train(
                 # What led to a checkpoint will not be computed again.
                 writer.flush()
                 checkpoints.save(step, state)
+        if snapshots.due(step):
+            with clock.spending(CHECKPOINT):
+                snapshots.save(step, state.emas)
         if preempted:
             break
 

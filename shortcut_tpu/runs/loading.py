@@ -19,7 +19,7 @@ from data_pipeline.errors import UserError
 from shortcut_tpu.cli import config as config_lib
 from shortcut_tpu.cli.console import say
 from shortcut_tpu.objectives import Objective
-from shortcut_tpu.runs.checkpointing import Checkpoints
+from shortcut_tpu.runs.snapshots import require_average, restore_average
 from shortcut_tpu.training.experiment import Experiment
 from shortcut_tpu.training.latents import has_statistics
 
@@ -49,23 +49,22 @@ def load_run(workdir: epath.PathLike, step: int | None = None, ema: str = "evalu
     Args:
       workdir: the --workdir of the run.
       step: which checkpoint; the newest if None.
-      ema: which average of the weights.
+      ema: which average of the weights; power:0.07 for one of that width, of the power averages
+        that the run has kept.
 
     Raises:
       UserError: there is no such run, checkpoint or average.
     """
     workdir = epath.Path(workdir)
     config = config_lib.restore(workdir)
-    if ema not in config.emas:
-        raise UserError(f"--ema={ema} is none of this run's {', '.join(sorted(config.emas))}")
+    require_average(config, ema, "--ema")
     if not has_statistics(config.data):
         raise UserError(f"{workdir}: its config has no data.latent_mean and data.latent_std")
     autoencoder = load_autoencoder(config.data.autoencoder)
     experiment = Experiment.from_config(config, jax.devices(), autoencoder.scale)
-    with Checkpoints(workdir / "checkpoints") as checkpoints:
-        part = {"emas": {ema: experiment.abstract_state.emas[ema]}}
-        found, restored = checkpoints.restore_part(part, step)
-    return Run(experiment, autoencoder, found, ema, restored["emas"][ema])
+    abstract = experiment.abstract_state.params
+    found, params = restore_average(workdir, config, abstract, ema, step)
+    return Run(experiment, autoencoder, found, ema, params)
 
 
 def require_steps(objective: Objective, asked: Sequence[int]) -> tuple[int, ...]:

@@ -25,6 +25,7 @@ from shortcut_tpu.pod import partitioning
 from shortcut_tpu.runs import checksums
 from shortcut_tpu.runs.checkpointing import Checkpoints
 from shortcut_tpu.runs.loading import load_run
+from shortcut_tpu.runs.snapshots import require_average, restore_average
 from shortcut_tpu.runs.tensors import read_tensors
 from shortcut_tpu.training.experiment import Experiment
 from shortcut_tpu.training.fine_tuning import Adoption
@@ -141,11 +142,8 @@ def _read(init: ConfigDict, mesh: Mesh) -> _Source:
 
         return _Source(config, step, "as exported", jax.tree.map(place, arrays, shardings))
     config = config_lib.restore(path)
-    if init.ema and init.ema not in config.emas:
-        raise UserError(
-            f'init_from.ema={init.ema}: {path} has {", ".join(sorted(config.emas))}, or "" for '
-            "the trained weights"
-        )
+    if init.ema:
+        require_average(config, init.ema, "init_from.ema")
     parts = make_parts(config)
     shapes = jax.eval_shape(parts.network(parts.network_config).init, jax.random.key(0))
     abstract = jax.tree.map(
@@ -153,8 +151,10 @@ def _read(init: ConfigDict, mesh: Mesh) -> _Source:
         shapes,
         partitioning.state_shardings(mesh, shapes),
     )
-    wanted = {"emas": {init.ema: abstract}} if init.ema else {"params": abstract}
+    asked = None if init.step < 0 else init.step
+    if init.ema:
+        step, params = restore_average(path, config, abstract, init.ema, asked)
+        return _Source(config, step, f"average {init.ema}", params)
     with Checkpoints(path / "checkpoints") as checkpoints:
-        step, part = checkpoints.restore_part(wanted, None if init.step < 0 else init.step)
-    params = part["emas"][init.ema] if init.ema else part["params"]
-    return _Source(config, step, f"average {init.ema}" if init.ema else "trained weights", params)
+        step, part = checkpoints.restore_part({"params": abstract}, asked)
+    return _Source(config, step, "trained weights", part["params"])

@@ -29,6 +29,7 @@ from shortcut_tpu.training.flops import count_flops
 from shortcut_tpu.training.latents import Scaling
 from shortcut_tpu.training.optimizers import make_schedule
 from shortcut_tpu.training.parts import make_parts
+from shortcut_tpu.training.power_averages import PowerAverage, averages
 from shortcut_tpu.training.train_state import TrainState, ema_distances
 from shortcut_tpu.training.train_step import make_train_step
 
@@ -107,10 +108,10 @@ class Experiment:
         return latent_shape(self.config.data)
 
     @property
-    def ema_decays(self) -> dict[str, float]:
+    def ema_decays(self) -> dict[str, float | PowerAverage]:
         """Decay of each average of the weights; a teacher's, if there is one, is 1."""
         teacher = {TEACHER: 1.0} if self.objective.needs_teacher else {}
-        return self.config.emas.to_dict() | teacher
+        return averages(self.config) | teacher
 
     def _create_state(self, key: jax.Array) -> TrainState:
         carried = self.objective.first_carried(self.judges)

@@ -14,6 +14,7 @@ from data_pipeline.errors import UserError
 from shortcut_tpu.models import NETWORKS, Model, configure, data_keys
 from shortcut_tpu.objectives import Objective, make_objective
 from shortcut_tpu.training.optimizers import make_optimizer
+from shortcut_tpu.training.power_averages import averages
 
 
 class Parts(NamedTuple):
@@ -34,7 +35,7 @@ def make_parts(config: ConfigDict) -> Parts:
     try:
         objective = make_objective(config.objective.to_dict())
         for name in (*objective.ema_names, "evaluation"):
-            if name not in config.emas:
+            if name not in averages(config):
                 raise UserError(f"the run needs an average of the weights named emas.{name}")
         network = objective.network or config.model.network
         network_config = configure(

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from shortcut_tpu.models import Model, Params
+from shortcut_tpu.training.power_averages import PowerAverage
 
 
 @jax.tree_util.register_dataclass
@@ -53,15 +54,25 @@ class TrainState:
 
 
 def update_emas(
-    emas: Mapping[str, Params], params: Params, decays: Mapping[str, float]
+    emas: Mapping[str, Params],
+    params: Params,
+    decays: Mapping[str, float | PowerAverage],
+    step: jax.Array,
 ) -> dict[str, Params]:
-    """ema <- decay ema + (1 - decay) params, for each average by name."""
-    return {
-        name: jax.tree.map(
-            lambda ema, p, decay=decays[name]: ema + (1 - decay) * (p - ema), tree, params
-        )
-        for name, tree in emas.items()
-    }
+    """ema <- decay ema + (1 - decay) params, for each average by name.
+
+    Args:
+      emas: before the update.
+      params: after it.
+      decays: a number, or a decay that depends on the step.
+      step: 1 for the first update.
+    """
+
+    def updated(average: float | PowerAverage, tree: Params) -> Params:
+        share = average.share(step) if isinstance(average, PowerAverage) else 1 - average
+        return jax.tree.map(lambda ema, p: ema + share * (p - ema), tree, params)
+
+    return {name: updated(decays[name], tree) for name, tree in emas.items()}
 
 
 def ema_distances(params: Params, emas: Mapping[str, Params]) -> dict[str, jax.Array]:

@@ -11,6 +11,7 @@ from shortcut_tpu.models import Model
 from shortcut_tpu.objectives import Inputs, Judge, Metrics, Objective
 from shortcut_tpu.training.accumulation import in_parts
 from shortcut_tpu.training.latents import Scaling, sample_latents
+from shortcut_tpu.training.power_averages import PowerAverage
 from shortcut_tpu.training.train_state import TrainState, update_emas
 
 Batch = dict[str, jax.Array]
@@ -26,7 +27,7 @@ def make_train_step(
     model: Model,
     objective: Objective,
     optimizer: optax.GradientTransformation,
-    ema_decays: Mapping[str, float],
+    ema_decays: Mapping[str, float | PowerAverage],
     *,
     scaling: Scaling,
     seed: int,
@@ -93,7 +94,7 @@ def make_train_step(
             state,
             params=params,
             opt_state=opt_state,
-            emas=update_emas(state.emas, params, ema_decays),
+            emas=update_emas(state.emas, params, ema_decays, state.step + 1),
             carried=carried,
         )
         kept = jax.tree.map(lambda new, old: jnp.where(sound, new, old), updated, state)

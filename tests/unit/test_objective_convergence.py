@@ -143,7 +143,7 @@ def trained(objective: Objective, params: Any) -> Any:
 
         updates, opt_state = optimizer.update(jax.grad(loss_fn)(params), opt_state)
         params = optax.apply_updates(params, updates)
-        emas = objective.renewed(update_emas(emas, params, decays), index, num_steps)
+        emas = objective.renewed(update_emas(emas, params, decays, index + 1), index, num_steps)
         return (params, opt_state, emas), None
 
     carry = (params, optimizer.init(params), dict.fromkeys(decays, params))

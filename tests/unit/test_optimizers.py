@@ -113,8 +113,9 @@ def test_muon_orthogonalises_each_matrix_of_each_layer():
 
 
 def test_adafactor_factors_second_moments():
-    """With R and C the means of g^2 over columns and rows, decayed by min(1 - t^-0.8, b2), an update
-    is g / sqrt(R C / mean(R)), scaled to a root mean square of at most 1; small arrays are whole."""
+    """With R and C the means of g^2 over columns and rows, decayed by min(1 - t^-0.8, b2), an
+    update is g / sqrt(R C / mean(R)), scaled to a root mean square of at most 1; small arrays are
+    whole."""
     optimizer = make_optimizer(optimizer_config(name="adafactor", b1=0.5, b2=0.3))
     draw = np.random.default_rng(2)
     params = {"w": draw.normal(size=(2, 128, 130)), "b": draw.normal(size=3)}

@@ -13,7 +13,7 @@ def test_averages_are_geometric_sums():
     emas = {"fast": {"w": jnp.zeros(3)}, "slow": {"w": jnp.ones(3)}}
     decays = {"fast": 0.5, "slow": 0.9}
     for _ in range(4):
-        emas = update_emas(emas, {"w": jnp.full(3, 2.0)}, decays)
+        emas = update_emas(emas, {"w": jnp.full(3, 2.0)}, decays, jnp.int32(1))
     np.testing.assert_allclose(emas["fast"]["w"], 2 - 2 * 0.5**4, rtol=1e-6)
     np.testing.assert_allclose(emas["slow"]["w"], 2 - 1 * 0.9**4, rtol=1e-6)
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from etils import epath
 import jax
+from jax.experimental import multihost_utils
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -116,12 +117,14 @@ def _adopted(experiment: Experiment, state: TrainState) -> tuple[Params, list[st
     source = _read(config.init_from, experiment.mesh)
     adoption = Adoption(config.init_from.path, make_parts(source.config), make_parts(config))
     shardings = jax.tree.map(lambda leaf: leaf.sharding, experiment.abstract_state.params)
-    adopt = jax.jit(adoption, out_shardings=(shardings, partitioning.replicated(experiment.mesh)))
-    params, errors = adopt(source.params, state.params)
+    # Hosts' processors need not round alike.
+    embedders = multihost_utils.broadcast_one_to_all(adoption.embedders(source.params))
+    adopt = jax.jit(adoption, out_shardings=shardings)
+    params = adopt(source.params, state.params, embedders)
     lines = [
         f"started from {config.init_from.path}: {source.config.objective.name}, step "
         f"{source.step}, {source.average}",
-        *adoption.lines(jax.device_get(errors)),
+        *adoption.lines(),
     ]
     theirs, ours = ((c.data.autoencoder, c.data.standardize) for c in (source.config, config))
     if theirs != ours:

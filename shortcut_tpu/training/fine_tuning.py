@@ -2,8 +2,9 @@
 
 Usage:
   adoption = Adoption("runs/flow", theirs, ours)        # both from `make_parts`
-  params, errors = jax.jit(adoption)(their_params, our_fresh_params)
-  say(*adoption.lines(errors))                          # what was taken, changed, new and left out
+  embedders = adoption.embedders(their_params)          # on the host, the same on all
+  params = jax.jit(adoption)(their_params, our_fresh_params, embedders)
+  say(*adoption.lines())                                # what was taken, changed, new and left out
 """
 
 from collections.abc import Iterable
@@ -76,26 +77,30 @@ class Adoption:
         self._table: list[tuple[str, str]] = []
 
     # ------------------------------------------------------------------ the weights
-    def __call__(self, source: Params, fresh: Params) -> tuple[Params, Arrays]:
-        """The new network's weights, and by name the relative errors of what was fitted.
+    def __call__(self, source: Params, fresh: Params, embedders: Any) -> Params:
+        """The new network's weights.
 
         Args:
           source: the old network's weights.
           fresh: the new one's, as they are initialised.
+          embedders: from `embedders`.
 
         Raises:
           UserError: weights of other shapes would have to be put into each other.
         """
         found, own = _flat(source), _flat(fresh)
-        errors: Arrays = {}
-        self._changed, before = {}, set(found)
+        before = set(found)
         if self.ours.network is InContext:
             self._restack(found)
         if issubclass(self.ours.network, Transformer):
             self._scale_queries(found)
-            self._embed_conditions(found, own, errors)
         self._pick_heads(found, own)
         self._name_classes(found, own)
+        for prefix in self._changed:
+            if f"{prefix}/hidden/kernel" in own:
+                for name in _below(f"{prefix}/", own):
+                    found.pop(f"{prefix}/{name}", None)
+        found |= embedders
         for path, leaf in own.items():
             if path in found and found[path].shape != leaf.shape:
                 raise UserError(
@@ -105,7 +110,7 @@ class Adoption:
         self._tabulate(found, own, before)
         leaves, tree = jax.tree.flatten(fresh)
         taken = [found.get(path, leaf) for path, leaf in zip(own, leaves, strict=True)]
-        return jax.tree.unflatten(tree, taken), errors
+        return jax.tree.unflatten(tree, taken)
 
     def _scale_queries(self, found: Arrays) -> None:
         """Attention's logits as they were, where the numerics scale them otherwise."""
@@ -179,63 +184,75 @@ class Adoption:
                 )
 
     # ------------------------------------------------------------------ the conditions
-    def _embed_conditions(self, found: Arrays, own: Arrays, errors: Arrays) -> None:
-        theirs, ours = self.theirs.network_config, self.ours.network_config
+    def embedders(self, source: Params) -> dict[str, np.ndarray]:
+        """Layers by path of the embedders that change, made on the host in float64.
+
+        Args:
+          source: the old network's weights; embedders lie whole on every device.
+        """
+        made: dict[str, np.ndarray] = {}
+        if not issubclass(self.ours.network, Transformer):
+            return made
+        theirs, ours, flat = self.theirs.network_config, self.ours.network_config, _flat(source)
+
+        def old(name: str) -> refitting.Layers:
+            prefix = f"{self._embedder(name)}/"
+            return {
+                path: np.asarray(leaf, np.float64) for path, leaf in _below(prefix, flat).items()
+            }
+
         for name in ours.conditions:
             if name not in theirs.conditions:
-                self._silence(found, own, self._embedder(name), None)
+                made |= self._silent(name, np.zeros(ours.width))
         if ours.told_time and not theirs.told_time:
-            self._silence(found, own, self._embedder("time"), None)
-        if ours.told_time and theirs.told_time:
-            t = np.linspace(0, 1, _TIMES, dtype=np.float32)
+            made |= self._silent("time", np.zeros(ours.width))
+        elif ours.told_time and theirs.time_scale != ours.time_scale:
+            t = np.linspace(0, 1, _TIMES)
             points = refitting.Points(t * theirs.time_scale, t * ours.time_scale)
-            if theirs.time_scale != ours.time_scale:
-                self._refit(found, errors, "time", points)
-        self._embed_step(found, own, errors)
-        if self.ours.network is InContext:
-            return
-        # Their embeddings are summed, so that what is told no more can stay as a constant.
-        bias = f"{self._embedder('step')}/out/bias"
-        for name in set(theirs.conditions) - set(ours.conditions):
-            at = np.full(1, UNGUIDED[name], np.float32)
-            found[bias] += refitting.embedded(found, self._embedder(name), at)[0]
+            made |= self._refitted("time", old("time"), points)
+        step = old("step")
+        made |= self._step(step)
+        if self.ours.network is not InContext:
+            # Their embeddings are summed, so that what is told no more can stay as a constant.
+            bias = f"{self._embedder('step')}/out/bias"
+            for name in sorted({*theirs.conditions} - {*ours.conditions}):
+                constant = refitting.embedded(old(name), np.full(1, UNGUIDED[name]))[0]
+                made[bias] = made.get(bias, step["out/bias"]) + constant
+        return {path: layer.astype(np.float32) for path, layer in made.items()}
 
-    def _embed_step(self, found: Arrays, own: Arrays, errors: Arrays) -> None:
+    def _step(self, step: refitting.Layers) -> dict[str, np.ndarray]:
         """The step size; one that was never told, or is told no more, stays as a constant."""
-        only = [parts.objective.only_step for parts in (self.theirs, self.ours)]
         theirs, ours = self.theirs.network_config, self.ours.network_config
+        only = [parts.objective.only_step for parts in (self.theirs, self.ours)]
         if only[0] is not None and only[0] == only[1]:
-            return
+            return {}
         if only != [None, None]:
             # The velocity is what a network makes of a step of 0.
             level = np.inf if only[0] is None else -np.log2(only[0])
-            self._silence(found, own, self._embedder("step"), _told(theirs, np.full(1, level)))
-            return
+            constant = refitting.embedded(step, _told(theirs, np.full(1, level)))[0]
+            return self._silent("step", constant, "starts with the old velocity at every step size")
         scales = [0.0 if c.smooth_times else c.level_scale for c in (theirs, ours)]
-        if scales[0] != scales[1]:
-            self._refit(found, errors, "step", _step_points(theirs, ours))
+        if scales[0] == scales[1]:
+            return {}
+        return self._refitted("step", step, _step_points(theirs, ours))
 
-    def _silence(
-        self, found: Arrays, own: Arrays, prefix: str, constant: np.ndarray | None
-    ) -> None:
-        """An embedder that puts out zero, or what it puts out for a constant [1], whatever it is
-        told."""
-        bias = jnp.zeros_like(own[f"{prefix}/out/bias"])
-        if constant is not None:
-            bias = refitting.embedded(found, prefix, constant)[0]
-            self._changed[prefix] = "starts with the old velocity for every step size"
-        else:
-            self._changed[prefix] = "starts without effect"
-        found.update({path: leaf for path, leaf in own.items() if path.startswith(f"{prefix}/")})
-        found[f"{prefix}/out/kernel"] = jnp.zeros_like(own[f"{prefix}/out/kernel"])
-        found[f"{prefix}/out/bias"] = bias
-
-    def _refit(self, found: Arrays, errors: Arrays, name: str, points: refitting.Points) -> None:
-        """The embedder of a number that is told on another scale."""
+    def _silent(
+        self, name: str, constant: np.ndarray, why: str = "starts without effect"
+    ) -> dict[str, np.ndarray]:
+        """The last layer of an embedder that puts out a constant [width], whatever it is told."""
         prefix = self._embedder(name)
-        layers, errors[prefix] = refitting.refitted(found, prefix, points)
-        found.update(layers)
-        self._changed[prefix] = "fitted to another scale of its numbers"
+        self._changed[prefix] = why
+        kernel = np.zeros((constant.size, constant.size))
+        return {f"{prefix}/out/kernel": kernel, f"{prefix}/out/bias": constant}
+
+    def _refitted(
+        self, name: str, layers: refitting.Layers, points: refitting.Points
+    ) -> dict[str, np.ndarray]:
+        """The layers of an embedder of a number that is told on another scale."""
+        prefix = self._embedder(name)
+        fitted, error = refitting.refitted(layers, points)
+        self._changed[prefix] = f"fitted to another scale of its numbers (error {error:.1%})"
+        return {f"{prefix}/{path}": layer for path, layer in fitted.items()}
 
     def _embedder(self, name: str) -> str:
         if self.ours.network is InContext:
@@ -258,18 +275,9 @@ class Adoption:
             ("left out", ", ".join(_modules(left, 2))),
         ]
 
-    def lines(self, errors: Arrays) -> list[str]:
-        """The table: what was taken, changed, new and left out.
-
-        Args:
-          errors: from the call, on this host.
-        """
-        fits = {name: f" (error {float(error):.1%})" for name, error in errors.items()}
-        return [
-            f"  {kind:<16} {what}{fits.get(what.partition(':')[0], '')}"
-            for kind, what in self._table
-            if what
-        ]
+    def lines(self) -> list[str]:
+        """The table: what was taken, changed, new and left out."""
+        return [f"  {kind:<16} {what}" for kind, what in self._table if what]
 
 
 def _told(config: Any, levels: np.ndarray) -> np.ndarray:

@@ -1,26 +1,30 @@
-"""Fits the embedder of a number anew where the network is told the number on another scale.
+"""Embedders of numbers for a network that is told the numbers on another scale.
 
 A DiT may be told t as it is or a thousand times it, a step size as it is or as a level of a grid.
+On the host, in float64, for a network that has `models.embeddings.ScalarEmbedder`. Re-MeanFlow (arXiv
+2511.23342) fits the embedder of the time likewise before it trains on.
 
 Usage:
   points = Points(t * 1000, t)
-  layers, error = refitted(params, "time_embed", points)    # params by path
+  layers, error = refitted(layers, points)      # {"hidden/kernel": ..., "hidden/bias": ..., ...}
 """
 
 from collections.abc import Mapping
 import dataclasses
 import math
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from shortcut_tpu.models.embeddings import MAX_PERIOD, SINUSOID_CHANNELS, sinusoidal
+from shortcut_tpu.models.embeddings import MAX_PERIOD, SINUSOID_CHANNELS
 
+Layers = dict[str, np.ndarray]
+
+_HALF = SINUSOID_CHANNELS // 2
+_FREQUENCIES = np.exp(-math.log(MAX_PERIOD) * np.arange(_HALF) / _HALF)
 # Of the least squares, over the mean square of a hidden value.
-_RIDGE = 1e-6
-# A hidden unit rises within about this share of the points.
-_RISE = 1 / 16
+_RIDGE = 1e-8
+# A hidden unit's slope: so many units of its argument over twice this share of the points.
+_RISE, _GAIN = 1 / 16, 16.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,61 +42,55 @@ class Points:
     mix: np.ndarray | None = None
 
 
-def embedded(arrays: Mapping[str, jax.Array], prefix: str, told: np.ndarray) -> jax.Array:
-    """What an embedder puts out, in float32: [n] -> [n, width]."""
-    hidden = _hidden(arrays[f"{prefix}/hidden/kernel"], arrays[f"{prefix}/hidden/bias"], told)
-    return _product(hidden, arrays[f"{prefix}/out/kernel"]) + arrays[f"{prefix}/out/bias"]
+def embedded(layers: Mapping[str, np.ndarray], told: np.ndarray) -> np.ndarray:
+    """What an embedder puts out: [n] -> [n, width]."""
+    hidden = _hidden(layers["hidden/kernel"], layers["hidden/bias"], told)
+    return np.asarray(hidden @ layers["out/kernel"] + layers["out/bias"])
 
 
-def refitted(
-    arrays: Mapping[str, jax.Array], prefix: str, points: Points
-) -> tuple[dict[str, jax.Array], jax.Array]:
-    """An embedder's layers by path, and the relative error of what they put out at the points.
+def refitted(layers: Mapping[str, np.ndarray], points: Points) -> tuple[Layers, float]:
+    """An embedder, and the relative error of what it puts out at the points.
 
     Each hidden unit rises at a place of its own, where the points are dense steeper than where they
     are not; the outputs follow by least squares. So the fit is smooth between the points.
     """
-    target = embedded(arrays, prefix, points.before)
+    target = embedded(layers, points.before)
     if points.mix is not None:
-        target = _product(jnp.asarray(points.mix, jnp.float32), target)
-    kernel, bias = _hinges(points.after, arrays[f"{prefix}/hidden/bias"].size)
+        target = points.mix @ target
+    kernel, bias = _hinges(points.after, layers["hidden/bias"].size)
     hidden = _hidden(kernel, bias, points.after)
     mean_hidden, mean_target = hidden.mean(0), target.mean(0)
     h, y = hidden - mean_hidden, target - mean_target
-    gram = _product(h, h.T)
-    gram += _RIDGE * jnp.trace(gram) * jnp.eye(len(gram)) / len(gram)
-    out = _product(h.T, jnp.linalg.solve(gram, y))
-    layers = {
-        f"{prefix}/hidden/kernel": kernel,
-        f"{prefix}/hidden/bias": bias,
-        f"{prefix}/out/kernel": out,
-        f"{prefix}/out/bias": mean_target - _product(mean_hidden, out),
+    gram = h @ h.T
+    gram += _RIDGE * np.trace(gram) * np.eye(len(gram)) / len(gram)
+    out = h.T @ np.linalg.solve(gram, y)
+    fitted = {
+        "hidden/kernel": kernel,
+        "hidden/bias": bias,
+        "out/kernel": out,
+        "out/bias": mean_target - mean_hidden @ out,
     }
-    error = jnp.linalg.norm(_product(h, out) - y) / jnp.linalg.norm(target)
-    return layers, error
+    return fitted, float(np.linalg.norm(h @ out - y) / np.linalg.norm(target))
 
 
-def _hinges(told: np.ndarray, width: int) -> tuple[jax.Array, jax.Array]:
+def _hinges(told: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
     """A hidden layer [256, width] that reads one slow sine, which rises with what is told."""
-    half = SINUSOID_CHANNELS // 2
-    frequencies = np.exp(-math.log(MAX_PERIOD) * np.arange(half) / half)
-    slow = int(np.argmin(np.abs(frequencies * told.max() - 1)))
-    place = np.sort(np.sin(frequencies[slow] * told.astype(np.float64)))
+    slow = int(np.argmin(np.abs(_FREQUENCIES * told.max() - 1)))
+    place = np.sort(np.sin(_FREQUENCIES[slow] * told))
     index = np.linspace(0, len(place) - 1, width)
 
     def at(index: np.ndarray) -> np.ndarray:
         return np.interp(index, np.arange(len(place)), place)
 
     reach = _RISE * len(place)
-    slope = 8 / np.maximum(at(index + reach) - at(index - reach), 1e-6)
-    kernel = np.zeros((SINUSOID_CHANNELS, width), np.float32)
-    kernel[half + slow] = slope
-    return jnp.asarray(kernel), jnp.asarray((-slope * at(index)).astype(np.float32))
+    slope = _GAIN / np.maximum(at(index + reach) - at(index - reach), 1e-6)
+    kernel = np.zeros((SINUSOID_CHANNELS, width))
+    kernel[_HALF + slow] = slope
+    return kernel, -slope * at(index)
 
 
-def _hidden(kernel: jax.Array, bias: jax.Array, told: np.ndarray) -> jax.Array:
-    return jax.nn.silu(_product(sinusoidal(jnp.asarray(told)), kernel) + bias)
-
-
-def _product(a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+def _hidden(kernel: np.ndarray, bias: np.ndarray, told: np.ndarray) -> np.ndarray:
+    angles = told.astype(np.float64)[:, None] * _FREQUENCIES
+    z = np.concatenate([np.cos(angles), np.sin(angles)], axis=1) @ kernel + bias
+    # silu, whose exponential cannot overflow.
+    return np.asarray(z * 0.5 * (1 + np.tanh(z / 2)))

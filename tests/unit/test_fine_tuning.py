@@ -44,6 +44,7 @@ class Adopted:
     def __init__(self, theirs, ours):
         self.adoption, self.parts = Adoption("runs/old", theirs, ours), (theirs, ours)
         self.source, self.fresh = random_params(theirs), random_params(ours, 1)
+        self.embedders = self.adoption.embedders(self.source)
 
     def outputs(self, old, new):
         """Of the old network for arguments and conditions, and of the new one for each of several;
@@ -52,19 +53,19 @@ class Adopted:
 
         @jax.jit
         def run(source, fresh):
-            params, errors = self.adoption(source, fresh)
+            params = self.adoption(source, fresh, self.embedders)
             ours = [here(params, *arguments, **told) for arguments, told in new]
-            return there(source, *old[0], **old[1]), ours, params, errors
+            return there(source, *old[0], **old[1]), ours
 
-        v, ours, self.params, errors = run(self.source, self.fresh)
-        self.said = "\n".join(self.adoption.lines(errors))
+        v, ours = run(self.source, self.fresh)
+        self.said = "\n".join(self.adoption.lines())
         return np.asarray(v), [np.asarray(one) for one in ours]
 
     def adopt(self):
         """The weights, without running a network."""
-        self.params, errors = jax.jit(self.adoption)(self.source, self.fresh)
-        self.said = "\n".join(self.adoption.lines(errors))
-        return self.params
+        params = jax.jit(self.adoption)(self.source, self.fresh, self.embedders)
+        self.said = "\n".join(self.adoption.lines())
+        return params
 
 
 def points(config, t, label, side=8):
@@ -89,7 +90,7 @@ def test_meanflow_starts_as_the_velocity_of_flow_matching(tiny_config):
     v, ours = adopted.outputs(((x, t, full(1), label), {}), new)
     for u in ours:
         close(u, v)
-    assert "step_embed: starts with the old velocity for every step size" in adopted.said
+    assert "step_embed: starts with the old velocity at every step size" in adopted.said
     assert "queries scaled" in adopted.said and "taken (" in adopted.said
 
 
@@ -103,12 +104,12 @@ def test_shortcuts_step_sizes_become_a_continuum(tiny_config):
 
     def flat(params):
         layers = params["step_embed"]
-        return {f"e/{a}/{b}": layers[a][b] for a in layers for b in layers[a]}
+        return {f"{a}/{b}": np.asarray(layers[a][b]) for a in layers for b in layers[a]}
 
     levels = np.append(np.arange(8), np.inf)
-    told = 100 * np.minimum(levels, 7).astype(np.float32)
-    before = refitting.embedded(flat(adopted.source), "e", told)
-    after = refitting.embedded(flat(params), "e", (2.0**-levels).astype(np.float32))
+    told = 100 * np.minimum(levels, 7)
+    before = refitting.embedded(flat(adopted.source), told)
+    after = refitting.embedded(flat(params), 2.0**-levels)
     assert np.linalg.norm(after - before) < 0.02 * np.linalg.norm(before)
     assert "step_embed: fitted to another scale of its numbers (error 0." in adopted.said
 
@@ -120,16 +121,16 @@ def test_a_time_that_is_told_on_another_scale_is_fitted():
     # Slow sinusoids of t x 1000, up to 5 radians: as smooth as a trained one is.
     kernel[68:128], kernel[196:] = rng.normal(size=(2, 60, width))
     layers = {
-        "e/hidden/kernel": kernel,
-        "e/hidden/bias": rng.normal(size=width).astype(np.float32),
-        "e/out/kernel": rng.normal(size=(width, 12)).astype(np.float32),
-        "e/out/bias": np.ones(12, np.float32),
+        "hidden/kernel": kernel,
+        "hidden/bias": rng.normal(size=width).astype(np.float32),
+        "out/kernel": rng.normal(size=(width, 12)).astype(np.float32),
+        "out/bias": np.ones(12, np.float32),
     }
     t = np.linspace(0, 1, 129, dtype=np.float32)
-    fitted, error = refitting.refitted(layers, "e", refitting.Points(t * 1000, t))
+    fitted, error = refitting.refitted(layers, refitting.Points(t * 1000, t))
     between = (t[1:] + t[:-1]) / 2
-    ours = refitting.embedded(fitted, "e", between)
-    theirs = refitting.embedded(layers, "e", between * 1000)
+    ours = refitting.embedded(fitted, between)
+    theirs = refitting.embedded(layers, between * 1000)
     assert error < 2e-3
     assert np.linalg.norm(ours - theirs) < 5e-3 * np.linalg.norm(theirs)
 

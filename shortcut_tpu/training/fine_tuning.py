@@ -196,10 +196,8 @@ class Adoption:
         theirs, ours, flat = self.theirs.network_config, self.ours.network_config, _flat(source)
 
         def old(name: str) -> refitting.Layers:
-            prefix = f"{self._embedder(name)}/"
-            return {
-                path: np.asarray(leaf, np.float64) for path, leaf in _below(prefix, flat).items()
-            }
+            layers = _below(f"{self._embedder(name)}/", flat)
+            return {path: np.asarray(leaf, np.float64) for path, leaf in layers.items()}
 
         for name in ours.conditions:
             if name not in theirs.conditions:

@@ -1,8 +1,8 @@
 """Embedders of numbers for a network that is told the numbers on another scale.
 
 A DiT may be told t as it is or a thousand times it, a step size as it is or as a level of a grid.
-On the host, in float64, for a network that has `models.embeddings.ScalarEmbedder`. Re-MeanFlow (arXiv
-2511.23342) fits the embedder of the time likewise before it trains on.
+All is computed on the host, in float64. Re-MeanFlow (arXiv 2511.23342) fits the time's embedder of
+its teacher likewise before it trains.
 
 Usage:
   points = Points(t * 1000, t)

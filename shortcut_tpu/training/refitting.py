@@ -21,10 +21,11 @@ Layers = dict[str, np.ndarray]
 
 _HALF = SINUSOID_CHANNELS // 2
 _FREQUENCIES = np.exp(-math.log(MAX_PERIOD) * np.arange(_HALF) / _HALF)
-# Of the least squares, over the mean square of a hidden value.
-_RIDGE = 1e-8
+# Of the least squares, over the mean square of a hidden value; with less of it the fit is better,
+# and a network that computes in bfloat16 worse.
+_RIDGE = 1e-6
 # A hidden unit's slope: so many units of its argument over twice this share of the points.
-_RISE, _GAIN = 1 / 16, 16.0
+_RISE, _GAIN = 1 / 8, 16.0
 
 
 @dataclasses.dataclass(frozen=True)

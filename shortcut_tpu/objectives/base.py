@@ -153,7 +153,6 @@ class Objective(abc.ABC):
     only_step: ClassVar[float | None] = None
     differentiates: ClassVar[bool] = False
     smooth_times: ClassVar[bool] = False
-    scheduled: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
         cls.group = cls.__dict__.get("group") or cls.name
@@ -170,6 +169,11 @@ class Objective(abc.ABC):
         if not admitted:
             value = getattr(self, name)
             raise ValueError(f"objective.{self.group}.{name}={value!r}: it may be {limit}")
+
+    @property
+    def scheduled(self) -> bool:
+        """Whether what is trained at a step depends on how many there will be."""
+        return False
 
     @property
     def told_time(self) -> bool:

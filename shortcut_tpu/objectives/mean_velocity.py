@@ -11,10 +11,13 @@ the derivative along the path while the interval's end t + d stays.
 """
 
 import dataclasses
+import functools
+import statistics
 from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from shortcut_tpu.array_types import Labels, Outputs, Rows, Scalars
 from shortcut_tpu.objectives import base, rows
@@ -93,7 +96,7 @@ class MeanVelocity(base.Objective):
     def points(self, inputs: base.Inputs) -> Points:
         noise_key, time_key, label_key, _ = jax.random.split(inputs.key, 4)
         x1 = inputs.x1
-        x0 = jax.random.normal(noise_key, x1.shape)
+        x0 = jax.random.normal(noise_key, x1.shape) if inputs.x0 is None else inputs.x0
         t, d = self.draw_intervals(time_key, x1.shape[0])
         xt = base.path(x0, x1, t, sigma_min=0.0)
         labels = self.drop_labels(label_key, inputs, t)
@@ -124,6 +127,16 @@ def draw_intervals(
     t = jnp.min(ends, axis=0)
     d = jnp.max(ends, axis=0) - t
     return t, kinds.put(jnp.zeros_like(d), kinds.take(d))
+
+
+@functools.cache
+def mean_interval(mean: float, std: float) -> float:
+    """E|a - b| of independent a and b drawn as sigmoid(N(mean, std)), from 4000 quantiles."""
+    count = 4000
+    quantiles = map(statistics.NormalDist(mean, std).inv_cdf, (np.arange(count) + 0.5) / count)
+    times = 1 / (1 + np.exp(-np.array(list(quantiles))))
+    # The sum of |a - b| over all pairs of sorted numbers.
+    return float(2 * (times * (2 * np.arange(count) - count + 1)).sum() / count**2)
 
 
 def drop_flow_labels(

@@ -28,6 +28,11 @@ class MeanFlow(mean_velocity.MeanVelocity):
     Attributes, beside those of `MeanVelocity` (paper: interval_share 1/4, times -0.4 and 1):
       weight_epsilon, weight_power: a row's summed square is divided by (itself + epsilon)^power
         (paper's code 0.01, 1).
+      short_first: weighs a row with an interval by 1 - s + s (1 - d) / E[1 - d] after that, where s
+        falls from 1 to 0 over the training: short intervals first, in the end all alike. Source:
+        "Understanding, Accelerating, and Improving MeanFlow Training" (arXiv 2511.19065, section 5
+        and appendix B, equation 8), whose linear schedule it is; its FID of XL/2 is 2.87 with this
+        and with other times and weights of flow rows, which are not here.
     """
 
     name: ClassVar[str] = "meanflow"
@@ -35,6 +40,18 @@ class MeanFlow(mean_velocity.MeanVelocity):
 
     weight_epsilon: float = 0.01
     weight_power: float = 1.0
+    short_first: bool = False
+
+    @property
+    def scheduled(self) -> bool:
+        return self.short_first
+
+    def interval_weight(self, d: jax.Array, step: jax.Array, num_steps: int) -> jax.Array:
+        """[n], of rows with intervals of length d [n] at a step of a training of `num_steps`."""
+        s = 1 - step / num_steps
+        return (
+            1 - s + s * (1 - d) / (1 - mean_velocity.mean_interval(self.time_mean, self.time_std))
+        )
 
     def targets(
         self,
@@ -56,6 +73,9 @@ class MeanFlow(mean_velocity.MeanVelocity):
 
         error = base.sum_square(inputs.apply(inputs.params, p.xt, p.t, p.d, p.labels) - target)
         weighted = mean_velocity.adaptive(error, self.weight_epsilon, self.weight_power)
+        if self.short_first:
+            weight = self.interval_weight(kinds.take(p.d), inputs.step, inputs.num_steps)
+            weighted = kinds.put(weighted, weight * kinds.take(weighted))
         per_value = error / inputs.x1[0].size
         metrics = {
             "loss_velocity": kinds.rest(per_value),

@@ -19,7 +19,7 @@ from data_pipeline.atomic_files import in_bucket, require_place
 from data_pipeline.errors import UserError
 from shortcut_tpu.cli import config as config_lib
 from shortcut_tpu.cli.console import say
-from shortcut_tpu.objectives import OBJECTIVES
+from shortcut_tpu.objectives import make_objective
 from shortcut_tpu.pod import distributed
 from shortcut_tpu.runs.lease import Lease
 
@@ -82,7 +82,7 @@ def check_config(before: dict[str, Any], config: ConfigDict, allow_change: bool)
     """
     changes = config_lib.differences(before, config)
     steps, more = before["train"]["num_steps"], config.train.num_steps
-    if more > steps and not OBJECTIVES[config.objective.name].scheduled:
+    if more > steps and not make_objective(config.objective.to_dict()).scheduled:
         changes = [change for change in changes if not change.startswith("train.num_steps: ")]
         line = f"train.num_steps: {steps} -> {more}: the same run goes on"
         if config.optimizer.schedule != "constant":

@@ -112,7 +112,8 @@ def _keys() -> ConfigDict:
     # Its other flags, such as --image_size=256; the autoencoder is the config's.
     config.data.source_flags = Key((), Several(Text()))
     # Folder of a teacher's noises and samples, made by `python -m shortcut_tpu.generate_pairs`, for
-    # objectives that train on them. Distances are to the records of `path` all the same.
+    # objectives that train on them; meanflow, alpha_flow and split_meanflow do so where they are
+    # named. Distances are to the records of `path` all the same.
     config.data.pairs = Key("", Text())
     # How many records there are, for `preflight` where the records are not; 0 where nobody knows.
     config.data.num_records = Key(0, Whole(0))

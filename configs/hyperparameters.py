@@ -25,7 +25,7 @@ OBJECTIVES = (
     *("flow_matching", "diffusion", "shortcut", "consistency_training", "live_reflow"),
     *("progressive_distillation", "consistency_distillation", "reflow", "get", "koopman"),
     *("meanflow", "improved_meanflow", "alpha_flow", "split_meanflow", "improved_shortcut"),
-    *("high_order", "fd_loss"),
+    *("high_order", "flow_anchored", "fd_loss"),
 )
 # What can be measured.
 PROTOCOLS = ("adm", "official", "jax-fid", "fd_dinov2", "fd_efficientnet", "fd_pixel")
@@ -143,6 +143,9 @@ def keys() -> ConfigDict:
                 "weight_power": Key(1.0, Real(0)),
                 # Short intervals weigh more at first, and all alike in the end.
                 "short_first": Key(False, Flag()),
+                # Above 0, times and intervals for the straight paths of data.pairs: times have the
+                # density exp(a t) + exp(a (1 - t)), lengths are sigmoid(N(mean, std)).
+                "time_exponent": Key(0.0, Real(0)),
             },
             "improved_meanflow": {
                 "interval_share": Key(0.5, ShareOrRest()),
@@ -233,6 +236,24 @@ def keys() -> ConfigDict:
                 "decay": Key(0.999, Real(0, 1, below=True)),
                 # A distance is divided by itself and this.
                 "epsilon": Key(0.01, Real(0, above=True)),
+            },
+            "flow_anchored": {
+                # Times are 1 - (2/pi) arctan(exp(N(-mean, std))).
+                "time_mean": Key(0.8, Real()),
+                "time_std": Key(1.6, Real(0, above=True)),
+                # Of the teacher.
+                "guidance": Key(1.0, Real(0)),
+                "guidance_interval": Key((0.125, 1.0), Several(Real(0, 1), 2, 2)),
+                # Of a step to the data from time t, 1 - t^relaxation of its error is corrected.
+                "relaxation": Key(0.5, Real(0, above=True)),
+                # Bound on that error.
+                "clip": Key(1.0, Real(0)),
+                "weight_epsilon": Key(1e-3, Real(0, above=True)),
+                "weight_power": Key(0.5, Real(0)),
+                # On all rows.
+                "label_dropout": Key(0.1, Real(0, 1)),
+                # Samples in up to so many steps come from consistency steps, others from Euler's.
+                "consistency_steps": Key(4, Whole(0)),
             },
         }
     )

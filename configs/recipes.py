@@ -179,6 +179,21 @@ RECIPES: dict[str, Recipe] = {
         "objective.fd_loss.epsilon": 0.01,
         "evaluation.guidance": "1",
     },
+    # arXiv 2507.03738 and its official code; its network is LightningDiT on VA-VAE's latents.
+    "flow_anchored": {
+        "batch_size": 1024,
+        "train.num_steps": 400 * (1_281_167 // 1024),
+        "model.faithful": False,
+        "model.dtype": "bfloat16",
+        "optimizer.learning_rate": 1e-4,
+        "optimizer.b1": 0.9,
+        "optimizer.b2": 0.999,
+        "optimizer.weight_decay": 0.0,
+        "optimizer.clip_norm": 1.0,
+        "power_emas.widths": (0.2,),
+        "evaluation.guidance": "1",
+        "objective.flow_anchored.guidance": 1.75,
+    },
     # HOMO has no recipe for images: Shortcut's.
     "high_order": _SHORTCUT | {"objective.high_order.target_ema": "evaluation"},
 }

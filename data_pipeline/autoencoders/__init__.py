@@ -15,6 +15,7 @@ from data_pipeline.autoencoders.identity import Identity
 from data_pipeline.autoencoders.kl import CONFIG_FILE, WEIGHTS_FILE, load_kl
 from data_pipeline.autoencoders.kl_config import KLConfig
 from data_pipeline.autoencoders.tiny import VARIANTS, load_tiny
+from data_pipeline.autoencoders.va_vae import load_va_vae
 from data_pipeline.errors import UserError
 
 __all__ = ["Array", "Autoencoder", "abstract_autoencoder", "load_autoencoder"]
@@ -24,7 +25,8 @@ _KL_REPOSITORIES = {
     "sd-vae-ft-mse": "stabilityai/sd-vae-ft-mse",
     "sd-vae-ft-ema": "stabilityai/sd-vae-ft-ema",
 }
-_NAMES = ("identity", *_KL_REPOSITORIES, "kl", *VARIANTS)
+_VA_VAE = "va-vae"
+_NAMES = ("identity", *_KL_REPOSITORIES, "kl", _VA_VAE, *VARIANTS)
 
 
 def load_autoencoder(spec: str) -> Autoencoder:
@@ -34,6 +36,7 @@ def load_autoencoder(spec: str) -> Autoencoder:
     |---|---|
     | identity | none |
     | sd-vae-ft-mse, sd-vae-ft-ema, kl | config.json and diffusion_pytorch_model.safetensors |
+    | va-vae | none: the authors' .pt file itself |
     | taesd, taesdxl, taesd3, taef1, taef2 | NAME_encoder.pth and NAME_decoder.pth |
 
     Without WEIGHTS, the two that have a name of their own among the second are fetched from the
@@ -56,6 +59,10 @@ def load_autoencoder(spec: str) -> Autoencoder:
                 f" {name}_encoder.pth and {name}_decoder.pth"
             )
         return load_tiny(name, weights)
+    if name == _VA_VAE:
+        if not weights:
+            raise UserError(f"autoencoder {name} needs its weights: give {name}:FILE.pt")
+        return load_va_vae(name, weights)
     return load_kl(name, weights or _from_hub(name))
 
 
@@ -78,7 +85,8 @@ def abstract_autoencoder(spec: str, latent_channels: int) -> Autoencoder:
     if name in VARIANTS:
         encoder, decoder = map(layers.abstract, tiny.weight_shapes(VARIANTS[name]))
         return tiny.TinyAutoencoder(name, "", VARIANTS[name], encoder, decoder)
-    config = KLConfig.published(latent_channels)
+    published = name != _VA_VAE
+    config = KLConfig.published(latent_channels) if published else KLConfig.va_vae()
     return kl.AutoencoderKL(name, "", config, layers.abstract(kl.weight_shapes(config)))
 
 

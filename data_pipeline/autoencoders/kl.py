@@ -150,6 +150,8 @@ def _encode(config: KLConfig, layers: Layers, images: jax.Array) -> jax.Array:
         block = encoder.at("down_blocks", level)
         for index in range(config.layers_per_block):
             x = _resnet(block.at("resnets", index), x, width, groups)
+            if config.lowest_attention and level == len(config.block_out_channels) - 1:
+                x = _attend(block.at("attentions", index), x, groups)
         if level < len(config.block_out_channels) - 1:
             # The original code pads behind only.
             x = block.at("downsamplers", 0, "conv").conv(x, width, stride=2, padding=(0, 1))
@@ -174,6 +176,8 @@ def _decode(config: KLConfig, layers: Layers, latents: jax.Array) -> jax.Array:
         block = decoder.at("up_blocks", level)
         for index in range(config.layers_per_block + 1):
             x = _resnet(block.at("resnets", index), x, width, groups)
+            if config.lowest_attention and level == 0:
+                x = _attend(block.at("attentions", index), x, groups)
         if level < len(config.block_out_channels) - 1:
             x = block.at("upsamplers", 0, "conv").conv(layers_lib.upsample(x), width)
     x = jax.nn.silu(decoder.at("conv_norm_out").group_norm(x, groups, _EPSILON))
@@ -185,15 +189,18 @@ def _middle(layers: Layers, x: jax.Array, config: KLConfig) -> jax.Array:
     width, groups = x.shape[-1], config.norm_num_groups
     x = _resnet(layers.at("resnets", 0), x, width, groups)
     if config.mid_block_add_attention:
-        block = layers.at("attentions", 0)
-        normed = block.at("group_norm").group_norm(x, groups, _EPSILON)
-        pixels = normed.reshape(x.shape[0], -1, width)
-        query, key, value = (
-            block.at(name).linear(pixels, width) for name in ("to_q", "to_k", "to_v")
-        )
-        attended = layers_lib.attention(query, key, value)
-        x += block.at("to_out", 0).linear(attended, width).reshape(x.shape)
+        x = _attend(layers.at("attentions", 0), x, groups)
     return _resnet(layers.at("resnets", 1), x, width, groups)
+
+
+def _attend(layers: Layers, x: jax.Array, groups: int) -> jax.Array:
+    """All pixels attend to each other, beside the identity."""
+    width = x.shape[-1]
+    normed = layers.at("group_norm").group_norm(x, groups, _EPSILON)
+    pixels = normed.reshape(x.shape[0], -1, width)
+    query, key, value = (layers.at(name).linear(pixels, width) for name in ("to_q", "to_k", "to_v"))
+    attended = layers_lib.attention(query, key, value)
+    return x + layers.at("to_out", 0).linear(attended, width).reshape(x.shape)
 
 
 def _resnet(layers: Layers, x: jax.Array, width: int, groups: int) -> jax.Array:

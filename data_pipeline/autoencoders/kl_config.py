@@ -39,7 +39,9 @@ class KLConfig:
         shift_factor: what is subtracted from them before.
         use_quant_conv: whether a 1x1 convolution follows the encoder.
         use_post_quant_conv: whether one precedes the decoder.
-        mid_block_add_attention: whether pixels attend to each other at the lowest resolution.
+        mid_block_add_attention: whether pixels attend to each other in the middle, at the lowest
+            resolution.
+        lowest_attention: whether they do so after each of the other blocks of that resolution.
     """
 
     in_channels: int = 3
@@ -53,6 +55,18 @@ class KLConfig:
     use_quant_conv: bool = True
     use_post_quant_conv: bool = True
     mid_block_add_attention: bool = True
+    lowest_attention: bool = False
+
+    @classmethod
+    def va_vae(cls) -> "KLConfig":
+        """Of VA-VAE (arXiv 2501.01423)."""
+        return cls(
+            block_out_channels=(128, 128, 256, 256, 512),
+            layers_per_block=2,
+            latent_channels=32,
+            scaling_factor=1.0,
+            lowest_attention=True,
+        )
 
     @classmethod
     def published(cls, latent_channels: int = 4) -> "KLConfig":

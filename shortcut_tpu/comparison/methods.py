@@ -14,6 +14,7 @@ from shortcut_tpu.cli import command
 from shortcut_tpu.models import NETWORKS
 from shortcut_tpu.objectives import OBJECTIVES
 from shortcut_tpu.training.experiment import Experiment
+from shortcut_tpu.training.input import needs_pairs
 
 
 def method_config(config: ConfigDict, name: str, seed: int) -> ConfigDict:
@@ -52,6 +53,6 @@ def training_flops(config: ConfigDict) -> int:
     experiment = Experiment.from_config(config, jax.devices())
     data = Manifest.load(staging.local(config.data.path, config.data.stage))
     fields = data.fields
-    if experiment.objective.needs_pairs:
+    if needs_pairs(config):
         fields = pair_fields(data.latent_shape)
     return experiment.model_flops(row_shapes(fields)) * config.train.num_steps

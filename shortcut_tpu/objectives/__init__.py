@@ -13,6 +13,7 @@ from shortcut_tpu.objectives.consistency_distillation import ConsistencyDistilla
 from shortcut_tpu.objectives.consistency_training import ConsistencyTraining
 from shortcut_tpu.objectives.diffusion import Diffusion
 from shortcut_tpu.objectives.fd_loss import FDLoss
+from shortcut_tpu.objectives.flow_anchored import FlowAnchored
 from shortcut_tpu.objectives.flow_matching import FlowMatching
 from shortcut_tpu.objectives.get import GenerativeEquilibrium
 from shortcut_tpu.objectives.high_order import HighOrder
@@ -44,6 +45,7 @@ _ALL: tuple[type[Objective], ...] = (
     ImprovedShortcut,
     HighOrder,
     FDLoss,
+    FlowAnchored,
 )
 OBJECTIVES: dict[str, type[Objective]] = {objective.name: objective for objective in _ALL}
 

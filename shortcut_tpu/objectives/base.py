@@ -129,6 +129,7 @@ class Objective(abc.ABC):
         from.
       needs_pairs: whether it trains on `data.pairs`, a teacher's noises and samples.
       needs_judges: whether it trains a generator that another objective has trained, by `judges`.
+      takes_pairs: whether it trains on them where the config names some.
       one_step: whether it makes its samples in one step and in no more.
       only_step: the step size, if the network is told no other than this one.
       differentiates: whether `loss` takes derivatives of the network in x and the times.
@@ -149,6 +150,7 @@ class Objective(abc.ABC):
     needs_teacher: ClassVar[bool] = False
     needs_pairs: ClassVar[bool] = False
     needs_judges: ClassVar[bool] = False
+    takes_pairs: ClassVar[bool] = False
     one_step: ClassVar[bool] = False
     only_step: ClassVar[float | None] = None
     differentiates: ClassVar[bool] = False

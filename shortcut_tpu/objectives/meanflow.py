@@ -33,6 +33,8 @@ class MeanFlow(mean_velocity.MeanVelocity):
         "Understanding, Accelerating, and Improving MeanFlow Training" (arXiv 2511.19065, section 5
         and appendix B, equation 8), whose linear schedule it is; its FID of XL/2 is 2.87 with this
         and with other times and weights of flow rows, which are not here.
+      time_exponent: a of Re-MeanFlow's times (arXiv 2511.23342), which go with `data.pairs`; see
+        `mean_velocity.draw_rectified_intervals`. 0 for MeanFlow's.
     """
 
     name: ClassVar[str] = "meanflow"
@@ -41,10 +43,23 @@ class MeanFlow(mean_velocity.MeanVelocity):
     weight_epsilon: float = 0.01
     weight_power: float = 1.0
     short_first: bool = False
+    time_exponent: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        other = self.short_first and self.time_exponent
+        self.require("short_first", not other, "False where time_exponent is above 0")
 
     @property
     def scheduled(self) -> bool:
         return self.short_first
+
+    def draw_intervals(self, key: jax.Array, num_rows: int) -> tuple[jax.Array, jax.Array]:
+        """t and d [num_rows]."""
+        if not self.time_exponent:
+            return super().draw_intervals(key, num_rows)
+        times = (self.time_exponent, self.time_mean, self.time_std)
+        return mean_velocity.draw_rectified_intervals(key, num_rows, self.kinds, *times)
 
     def interval_weight(self, d: jax.Array, step: jax.Array, num_steps: int) -> jax.Array:
         """[n], of rows with intervals of length d [n] at a step of a training of `num_steps`."""

@@ -25,7 +25,6 @@ from shortcut_tpu.objectives.base import TEACHER
 from shortcut_tpu.pod import partitioning
 from shortcut_tpu.runs import checksums
 from shortcut_tpu.runs.checkpointing import Checkpoints
-from shortcut_tpu.runs.loading import load_run
 from shortcut_tpu.runs.snapshots import require_average, restore_average
 from shortcut_tpu.runs.tensors import read_tensors
 from shortcut_tpu.training.experiment import Experiment
@@ -52,9 +51,12 @@ def initial_state(
     """
     state = experiment.init_state()
     if experiment.objective.needs_teacher:
-        state = _all_of(state, _teacher(experiment, state), but=())
-    if experiment.config.init_from.path:
-        params, lines = _adopted(experiment, state)
+        params, _ = _adopted(experiment, _teacher(experiment), state)
+        state = _all_of(state, params, but=())
+    init = experiment.config.init_from
+    if init.path:
+        asked = _Asked("init_from", init.path, init.step, init.ema)
+        params, lines = _adopted(experiment, asked, state)
         state = _all_of(state, params, but=(TEACHER,))
         tell(*lines)
     return state
@@ -88,20 +90,23 @@ def _all_of(state: TrainState, params: Params, but: tuple[str, ...]) -> TrainSta
     return dataclasses.replace(state, params=start(state.params), emas=emas)
 
 
-def _teacher(experiment: Experiment, state: TrainState) -> Params:
+# -------------------------------------------------------------------- weights of other runs
+class _Asked(NamedTuple):
+    """What the config asks for, by `init_from` or `teacher`: its name is `flag`."""
+
+    flag: str
+    path: str
+    step: int
+    ema: str
+
+
+def _teacher(experiment: Experiment) -> _Asked:
     objective, teacher = experiment.objective, experiment.config.teacher
     if not teacher.workdir:
         raise UserError(f"{objective.name} needs a teacher: --config.teacher.workdir=DIR of a run")
-    run = load_run(
-        epath.Path(teacher.workdir), None if teacher.step < 0 else teacher.step, teacher.ema
-    )
-    theirs, ours = (jax.tree.map(lambda a: a.shape, p) for p in (run.params, state.params))
-    if theirs != ours:
-        raise UserError(f"the teacher of {teacher.workdir} is not the network of this config")
-    return run.params
+    return _Asked("teacher.workdir", teacher.workdir, teacher.step, teacher.ema)
 
 
-# -------------------------------------------------------------------- init_from
 class _Source(NamedTuple):
     """Weights on the new run's mesh, and the run that they are of."""
 
@@ -111,19 +116,19 @@ class _Source(NamedTuple):
     params: Params
 
 
-def _adopted(experiment: Experiment, state: TrainState) -> tuple[Params, list[str]]:
-    """The weights of `config.init_from` as those of the new network, and lines on them."""
-    config = experiment.config
-    source = _read(config.init_from, experiment.mesh)
-    adoption = Adoption(config.init_from.path, make_parts(source.config), make_parts(config))
+def _adopted(experiment: Experiment, asked: _Asked, state: TrainState) -> tuple[Params, list[str]]:
+    """Another run's weights as those of the new network, and lines on them."""
+    config, named = experiment.config, f"{asked.flag}={asked.path}"
+    source = _read(asked, experiment.mesh)
+    adoption = Adoption(named, make_parts(source.config), make_parts(config))
     shardings = jax.tree.map(lambda leaf: leaf.sharding, experiment.abstract_state.params)
     # Hosts' processors need not round alike.
     embedders = multihost_utils.broadcast_one_to_all(adoption.embedders(source.params))
     adopt = jax.jit(adoption, out_shardings=shardings)
     params = adopt(source.params, state.params, embedders)
     lines = [
-        f"started from {config.init_from.path}: {source.config.objective.name}, step "
-        f"{source.step}, {source.average}",
+        f"started from {asked.path}: {source.config.objective.name}, step {source.step}, "
+        f"{source.average}",
         *adoption.lines(),
     ]
     theirs, ours = ((c.data.autoencoder, c.data.standardize) for c in (source.config, config))
@@ -133,9 +138,9 @@ def _adopted(experiment: Experiment, state: TrainState) -> tuple[Params, list[st
     return params, lines
 
 
-def _read(init: ConfigDict, mesh: Mesh) -> _Source:
-    """Reads what `config.init_from` names; every device reads what it will hold."""
-    path = epath.Path(init.path)
+def _read(asked: _Asked, mesh: Mesh) -> _Source:
+    """Reads what is asked for; every device reads what it will hold."""
+    path = epath.Path(asked.path)
     if path.suffix == _FILE:
         config, step, arrays = read_tensors(path)
         shardings = partitioning.state_shardings(mesh, arrays)
@@ -145,8 +150,8 @@ def _read(init: ConfigDict, mesh: Mesh) -> _Source:
 
         return _Source(config, step, "as exported", jax.tree.map(place, arrays, shardings))
     config = config_lib.restore(path)
-    if init.ema:
-        require_average(config, init.ema, "init_from.ema")
+    if asked.ema:
+        require_average(config, asked.ema, f"{asked.flag.partition('.')[0]}.ema")
     parts = make_parts(config)
     shapes = jax.eval_shape(parts.network(parts.network_config).init, jax.random.key(0))
     abstract = jax.tree.map(
@@ -154,10 +159,10 @@ def _read(init: ConfigDict, mesh: Mesh) -> _Source:
         shapes,
         partitioning.state_shardings(mesh, shapes),
     )
-    asked = None if init.step < 0 else init.step
-    if init.ema:
-        step, params = restore_average(path, config, abstract, init.ema, asked)
-        return _Source(config, step, f"average {init.ema}", params)
+    wanted = None if asked.step < 0 else asked.step
+    if asked.ema:
+        step, params = restore_average(path, config, abstract, asked.ema, wanted)
+        return _Source(config, step, f"average {asked.ema}", params)
     with Checkpoints(path / "checkpoints") as checkpoints:
-        step, part = checkpoints.restore_part({"params": abstract}, asked)
+        step, part = checkpoints.restore_part({"params": abstract}, wanted)
     return _Source(config, step, "trained weights", part["params"])

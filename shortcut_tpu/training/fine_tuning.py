@@ -1,7 +1,7 @@
 """Puts a trained network's weights into one of another objective, image size or number of classes.
 
 Usage:
-  adoption = Adoption("runs/flow", theirs, ours)        # both from `make_parts`
+  adoption = Adoption("init_from=runs/flow", theirs, ours)        # both from `make_parts`
   embedders = adoption.embedders(their_params)          # on the host, the same on all
   params = jax.jit(adoption)(their_params, our_fresh_params, embedders)
   say(*adoption.lines())                                # what was taken, changed, new and left out
@@ -45,7 +45,7 @@ class Adoption:
     wherever it can: a condition that the old one lacks starts without effect, a class as no label.
 
     Attributes:
-      name: where the weights are from, for messages.
+      name: what the weights are called in messages, such as "init_from=runs/flow".
       theirs: the parts of the run that they are from.
       ours: the parts of the new run.
 
@@ -62,7 +62,7 @@ class Adoption:
         if self.theirs.network is not self.ours.network:
             there, here = (_network(parts.network) for parts in (self.theirs, self.ours))
             raise UserError(
-                f"init_from={self.name}: its network is {there}, this config's {here}; a run "
+                f"{self.name}: its network is {there}, this config's {here}; a run "
                 "starts from weights of its own kind of network"
             )
         for name in (field.name for field in dataclasses.fields(ours)):
@@ -70,7 +70,7 @@ class Adoption:
             if name not in _MAY_DIFFER and there != here:
                 key = _key(self.ours.network, name)
                 raise UserError(
-                    f"init_from={self.name}: {key} is {there} there and {here} here; a run "
+                    f"{self.name}: {key} is {there} there and {here} here; a run "
                     "starts from weights of the same shapes"
                 )
         self._changed: dict[str, str] = {}
@@ -104,7 +104,7 @@ class Adoption:
         for path, leaf in own.items():
             if path in found and found[path].shape != leaf.shape:
                 raise UserError(
-                    f"init_from={self.name}: {path} has the shape {found[path].shape} there and "
+                    f"{self.name}: {path} has the shape {found[path].shape} there and "
                     f"{leaf.shape} here"
                 )
         self._tabulate(found, own, before)

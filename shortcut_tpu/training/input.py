@@ -84,9 +84,10 @@ def needs_pairs(config: ConfigDict) -> bool:
       UserError: it names no objective.
     """
     try:
-        return make_objective(config.objective.to_dict()).needs_pairs
+        objective = make_objective(config.objective.to_dict())
     except ValueError as error:
         raise UserError(str(error)) from None
+    return objective.needs_pairs or (objective.takes_pairs and bool(config.data.pairs))
 
 
 def records_of(config: ConfigDict) -> str:

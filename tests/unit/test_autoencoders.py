@@ -20,6 +20,7 @@ from data_pipeline.autoencoders import kl, load_autoencoder, tiny
 from data_pipeline.autoencoders import layers as layers_lib
 from data_pipeline.autoencoders.kl_config import KLConfig
 from data_pipeline.errors import UserError
+from data_pipeline.torch_archive import Checkpoint
 from tests.golden.torch_weights import KL_CONFIGS, KL_IMAGES, TINY_IMAGES, images, torch_weights
 
 ROOT = Path(__file__).parents[2]
@@ -59,6 +60,48 @@ def test_kl_is_that_of_diffusers(tmp_path, golden, name):
     np.testing.assert_allclose(std, golden[f"{name}/std"], **TOLERANCE)
     decoded = jax.jit(autoencoder.decode)(golden[f"{name}/mean"] - np.float32(shift))
     np.testing.assert_allclose(decoded, golden[f"{name}/decoded"], **TOLERANCE)
+
+
+def va_vae(tmp_path, monkeypatch, **changes):
+    """The small VA-VAE of the golden file, by the names of its authors' code."""
+    stored = dict(np.load(ROOT / "tests/golden/va_vae.npz"))
+    shapes = {k.partition("/")[2]: tuple(v) for k, v in stored.items() if k.startswith("shape/")}
+    weights = torch_weights(shapes) | {"loss.logvar": np.zeros((), np.float32)} | changes
+    read = Checkpoint(weights, "state_dict", {})
+    monkeypatch.setattr("data_pipeline.autoencoders.va_vae.read_torch_checkpoint", lambda _: read)
+    (tmp_path / "vavae.pt").write_bytes(b"weights")
+    return load_autoencoder(f"va-vae:{tmp_path / 'vavae.pt'}"), stored
+
+
+def test_va_vae_is_that_of_its_authors(tmp_path, monkeypatch):
+    autoencoder, stored = va_vae(tmp_path, monkeypatch)
+    mean, std = jax.jit(autoencoder.encode)(images(KL_IMAGES))
+    assert mean.shape[1:] == autoencoder.latent_shape(KL_IMAGES[1:])
+    np.testing.assert_allclose(mean, stored["mean"], **TOLERANCE)
+    np.testing.assert_allclose(std, stored["std"], **TOLERANCE)
+    decoded = jax.jit(autoencoder.decode)(stored["mean"])
+    np.testing.assert_allclose(decoded, stored["decoded"], **TOLERANCE)
+    assert autoencoder.digest == hashlib.sha256(b"weights").hexdigest()
+
+
+def test_va_vae_refuses_other_weights(tmp_path, monkeypatch):
+    """Those of another network, one too many, or none; its published shapes are known without."""
+    with pytest.raises(UserError, match="give va-vae:FILE.pt"):
+        load_autoencoder("va-vae")
+    with pytest.raises(UserError, match="tensor encoder.extra has no place in the network"):
+        va_vae(tmp_path, monkeypatch, **{"encoder.extra": np.zeros(1)})
+    monkeypatch.setattr(
+        "data_pipeline.autoencoders.va_vae.read_torch_checkpoint",
+        lambda _: Checkpoint({"x_embedder.weight": np.zeros(1)}, "", {}),
+    )
+    with pytest.raises(UserError, match="not the weights of VA-VAE"):
+        load_autoencoder(f"va-vae:{tmp_path / 'vavae.pt'}")
+    published = autoencoders.abstract_autoencoder("va-vae", 32)
+    assert published.latent_shape((256, 256, 3)) == (16, 16, 32)
+    assert (
+        published.decoder_weights["decoder.up_blocks.0.attentions.2.to_q.weight"].shape
+        == (512,) * 2
+    )
 
 
 def test_tiny_is_that_of_diffusers(golden):

@@ -13,6 +13,7 @@ from shortcut_tpu.models import koopman as networks
 from shortcut_tpu.objectives import (
     base,
     consistency_distillation,
+    flow_anchored,
     get,
     koopman,
     progressive_distillation,
@@ -42,6 +43,59 @@ def teacher_and_student(teacher: Any, student: Any) -> Any:
         return (teacher if params["is_teacher"] else student)(x, t, labels)
 
     return network
+
+
+def test_flow_anchored() -> None:
+    """A network that steps to the data exactly is its own target, at any relaxation and clip."""
+    p = Points()
+    objective = flow_anchored.FlowAnchored(relaxation=0.5, clip=1.0)
+    step = PROBLEM.mean_velocity(p.xt, p.t, 1 - p.t)
+    assert_equal(objective.targets(p.inputs, step, p.xt, p.t, p.v, p.labels), step)
+
+
+def test_flow_anchored_loss() -> None:
+    """Every term in numpy, for a network x t + d + label of which D is v t + x - 1; the teacher is
+    another and guided from t = .125 on, by its own label where the student's is dropped."""
+
+    def network(
+        params: Any, x: jax.Array, t: jax.Array, d: jax.Array, labels: jax.Array
+    ) -> jax.Array:
+        t, d, y = (base.along_rows(a, x) for a in (t, d, labels))
+        return x - 2 * y if params is TEACHER_AND_STUDENT["teacher"] else x * t + d + y
+
+    x0, x1 = (np.asarray(x) for x in PROBLEM.pairs(64, values=3))
+    labels = jnp.arange(64) % 2
+    objective = flow_anchored.FlowAnchored(guidance=1.75, label_dropout=0.25)
+    inputs = PROBLEM.inputs(
+        x1, apply=network, emas=TEACHER_AND_STUDENT, labels=labels, null_label=7
+    )
+    loss, metrics = objective.loss(inputs)
+
+    noise_key, time_key, label_key = jax.random.split(inputs.key, 3)
+    x0, t = jax.random.normal(noise_key, x1.shape), objective.draw_times(time_key, 64)
+    told = base.drop_labels(label_key, labels, 0.25, 7)
+    t, y, told = (np.asarray(a)[:, None, None, None] for a in (t, labels, told))
+    assert 0 < (told == 7).sum() < 32 and 0 < (t < 0.125).sum() < 64
+    x = (1 - t) * x0 + t * x1
+    v = np.where(t >= 0.125, x - 2 * 7 + 1.75 * 2 * (7 - y), x - 2 * y)
+    step, flow = x * t + (1 - t) + told, x * t + told
+    wrong = np.clip(step - v - (1 - t) * (v * t + x - 1), -1, 1)
+    error = np.mean(((1 - np.sqrt(t)) * wrong) ** 2, axis=(1, 2, 3))
+    anchor = np.mean((flow - v) ** 2, axis=(1, 2, 3))
+    norms = np.linalg.norm(flow, axis=-1) * np.linalg.norm(v, axis=-1)
+    cosine = np.mean(np.sum(flow * v, axis=-1) / norms, axis=(1, 2))
+    weighted = np.cos(np.pi / 2 * t[:, 0, 0, 0]) * error / np.sqrt(error + 1e-3)
+    assert_equal(loss, np.mean(weighted + anchor + 1 - cosine))
+    assert_equal(metrics["loss_consistency"], error)
+    assert_equal(metrics["loss_anchor"], anchor)
+
+
+def test_flow_anchored_times() -> None:
+    """(2/pi) arctan(s) of the noise is log-normal: log tan(pi (1 - t)/2) ~ N(-.8, 1.6^2)."""
+    t = flow_anchored.FlowAnchored().draw_times(jax.random.key(0), 100_000)
+    z = np.log(np.tan(np.pi / 2 * (1 - np.asarray(t))))
+    assert np.mean(z) == pytest.approx(-0.8, abs=0.02)
+    assert np.std(z) == pytest.approx(1.6, abs=0.02)
 
 
 @pytest.mark.parametrize("stage", [0, 3, 6])

@@ -42,7 +42,7 @@ class Adopted:
     """A network's weights in another one."""
 
     def __init__(self, theirs, ours):
-        self.adoption, self.parts = Adoption("runs/old", theirs, ours), (theirs, ours)
+        self.adoption, self.parts = Adoption("init_from=runs/old", theirs, ours), (theirs, ours)
         self.source, self.fresh = random_params(theirs), random_params(ours, 1)
         self.embedders = self.adoption.embedders(self.source)
 

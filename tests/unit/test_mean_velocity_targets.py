@@ -12,6 +12,7 @@ from shortcut_tpu.objectives import (
     alpha_flow,
     base,
     improved_meanflow,
+    mean_velocity,
     meanflow,
     shortcut,
     split_meanflow,
@@ -39,6 +40,50 @@ def test_meanflow_is_linear_in_the_velocity() -> None:
     error = targets - PROBLEM.mean_velocity(xt, t, d)
     assert abs(float(jnp.mean(error))) < 5e-3
     assert abs(float(jnp.mean(error * xt))) < 5e-3
+
+
+def test_meanflow_weighs_short_intervals_first() -> None:
+    """1 - s + s (1 - d) / E[1 - d] with s = 1 - i/T, after the adaptive weight, which a huge epsilon
+    makes the same for all; flow rows as they are."""
+    count, changes = 4096, {"interval_share": 0.5, "weight_epsilon": 1e12}
+    plain, short = (meanflow.MeanFlow(short_first=on, **changes) for on in (False, True))
+    _, x1 = PROBLEM.pairs(count)
+    inputs = PROBLEM.inputs(x1, apply=lambda params, x, *_: 0 * x, step=jnp.asarray(25))
+    points = plain.points(inputs)
+    d, error = np.asarray(points.d), np.asarray(base.sum_square(points.v))
+    weight = 0.25 + 0.75 * (1 - d) / (1 - mean_velocity.mean_interval(-0.4, 1.0))
+    wanted = np.mean(np.where(d > 0, weight, 1) * error)
+    losses = [float(objective.loss(inputs)[0]) * 1e12 for objective in (plain, short)]
+    assert losses == pytest.approx([error.mean(), wanted], rel=1e-6)
+    # At the start the mean weight is 1, and in the end each.
+    drawn = plain.kinds.take(plain.draw_intervals(jax.random.key(5), 400_000)[1])
+    first, last = (short.interval_weight(drawn, step, 100) for step in (0, 100))
+    assert float(jnp.mean(first)) == pytest.approx(1, abs=2e-3) and (last == 1).all()
+    assert short.scheduled and not plain.scheduled
+    with pytest.raises(ValueError, match="short_first=True: it may be False where time_exponent"):
+        meanflow.MeanFlow(short_first=True, time_exponent=4.0)
+
+
+def test_meanflow_on_pairs_takes_their_noise_and_times() -> None:
+    """x_t = (1 - t) x_0 + t x_1 of the pair; P(t < s) = (F(s) + 1 - F(1 - s)) / 2 with F(s) =
+    (exp(4 s) - 1) / (exp(4) - 1); intervals of sigmoid(N(-.8, 1)) within [t, 1]."""
+    objective = meanflow.MeanFlow(time_exponent=4.0, time_mean=-0.8, interval_share=0.5)
+    x0, x1 = PROBLEM.pairs(ROWS)
+    p = objective.points(PROBLEM.inputs(x1, x0=x0))
+    assert_equal(p.xt, base.path(x0, x1, p.t, sigma_min=0.0))
+    assert_equal(p.v, x1 - x0)
+    t, d = map(np.asarray, objective.draw_intervals(jax.random.key(1), 200_000))
+    for s in (0.1, 0.4, 0.7):
+        below = (np.expm1(4 * s) + np.expm1(4) - np.expm1(4 * (1 - s))) / (2 * np.expm1(4))
+        assert np.mean(t < s) == pytest.approx(below, abs=5e-3)
+    assert not d[1::2].any()
+    t, d = t[::2], d[::2]
+    assert (t + d).max() <= 1 + 1e-12 and d.min() > 0
+    early = t < 0.2
+    assert not ((t + d)[early] > 0.6 + 1e-9)[(t + d)[early] < 1 - 1e-9].any()
+    # Between the ends nothing bounds it: the median of the lengths is sigmoid(-.8).
+    middle = (t > 0.2) & (t < 0.25)
+    assert np.median(d[middle]) == pytest.approx(1 / (1 + np.exp(0.8)), abs=0.02)
 
 
 def test_improved_meanflow() -> None:

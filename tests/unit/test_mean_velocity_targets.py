@@ -43,8 +43,8 @@ def test_meanflow_is_linear_in_the_velocity() -> None:
 
 
 def test_meanflow_weighs_short_intervals_first() -> None:
-    """1 - s + s (1 - d) / E[1 - d] with s = 1 - i/T, after the adaptive weight, which a huge epsilon
-    makes the same for all; flow rows as they are."""
+    """1 - s + s (1 - d) / E[1 - d] with s = 1 - i/T, after the adaptive weight, which a huge
+    epsilon makes the same for all; flow rows as they are."""
     count, changes = 4096, {"interval_share": 0.5, "weight_epsilon": 1e12}
     plain, short = (meanflow.MeanFlow(short_first=on, **changes) for on in (False, True))
     _, x1 = PROBLEM.pairs(count)

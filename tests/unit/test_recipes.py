@@ -97,6 +97,19 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "objective.fd_loss.decay": 0.999,
         "objective.fd_loss.epsilon": 0.01,
     },
+    # arXiv 2507.03738, official code.
+    "flow_anchored": {
+        "batch_size": 1024,
+        "optimizer.learning_rate": 1e-4,
+        "optimizer.weight_decay": 0.0,
+        "optimizer.b2": 0.999,
+        "optimizer.clip_norm": 1.0,
+        "objective.flow_anchored.guidance": 1.75,
+        "objective.flow_anchored.guidance_interval": (0.125, 1.0),
+        "objective.flow_anchored.time_mean": 0.8,
+        "objective.flow_anchored.time_std": 1.6,
+        "power_emas.widths": (0.2,),
+    },
     # arXiv 2401.08639 and 2505.13358, official code.
     "get": {"batch_size": 128, "optimizer.learning_rate": 1e-4, "optimizer.weight_decay": 0.0},
     "koopman": {

@@ -132,7 +132,7 @@ def _train(
         if rehearsing:
             rehearse(experiment, evaluation, records, workdir, watchdog.alive)
         state = initial_state(experiment, tell=say)
-    snapshots = held.enter_context(Snapshots(workdir, config))
+    snapshots = Snapshots(workdir, config)
     watchdog.alive()
     if jax.process_index() == 0:
         config_lib.save(config, workdir)
@@ -213,6 +213,7 @@ def _train(
     watchdog.alive()
     with clock.spending(CHECKPOINT):
         checkpoints.close()
+        snapshots.close()
     writer.close()
     if preempted:
         exit_reason.report(exit_reason.PREEMPTED)

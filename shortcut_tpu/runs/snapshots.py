@@ -3,13 +3,13 @@
 They lie in WORKDIR/averages/snapshots/STEP, checkpoints that hold nothing else.
 
 Usage:
-  snapshots = held.enter_context(Snapshots(workdir, config))     # where a run trains
+  snapshots = Snapshots(workdir, config)                         # where a run trains
   if snapshots.due(step):
       snapshots.save(step, state.emas)
+  snapshots.close()                                              # by all hosts together
   step, params = restore_average(workdir, config, abstract, "power:0.07")    # afterwards
 """
 
-import contextlib
 from typing import Any
 
 from etils import epath
@@ -24,7 +24,7 @@ from shortcut_tpu.runs.checkpointing import Checkpoints
 from shortcut_tpu.training.power_averages import PowerAverage, averages, combination, kept
 
 
-class Snapshots(contextlib.AbstractContextManager["Snapshots"]):
+class Snapshots:
     """Saves the power averages of a run at steps that are spread evenly over it.
 
     A longer training spreads its own; those that are there stay.
@@ -53,7 +53,8 @@ class Snapshots(contextlib.AbstractContextManager["Snapshots"]):
         if step not in distributed.from_first(checksums.finished(self._folder)):
             self._checkpoints.save(step, {"emas": {name: emas[name] for name in self._names}})
 
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Waits for the save that was started."""
         if self._checkpoints is not None:
             self._checkpoints.close()
 

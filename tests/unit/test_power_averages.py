@@ -1,5 +1,7 @@
 """Power-function averages against their profiles, and lengths that are made after the run."""
 
+import contextlib
+
 from etils import epath
 import jax
 import jax.numpy as jnp
@@ -83,7 +85,7 @@ def test_a_run_keeps_snapshots_and_makes_averages_of_them(tiny_config, tmp_path)
     update = jax.jit(lambda emas, w, step: update_emas(emas, {"w": w}, powers, step))
     saved = []
     for _ in range(2):
-        with Snapshots(workdir, config) as snapshots:
+        with contextlib.closing(Snapshots(workdir, config)) as snapshots:
             for step in range(1, 43):
                 if len(saved) < 5:
                     emas = update(emas, path[step], step)

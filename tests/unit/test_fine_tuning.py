@@ -112,7 +112,7 @@ def test_shortcuts_step_sizes_become_a_continuum(tiny_config):
     told = 100 * np.minimum(levels, 7)
     before = refitting.embedded(flat(adopted.source), told)
     after = refitting.embedded(flat(params), 2.0**-levels)
-    assert np.linalg.norm(after - before) < 0.05 * np.linalg.norm(before)
+    assert np.linalg.norm(after - before) < 0.08 * np.linalg.norm(before)
     assert "step_embed: fitted to another scale of its numbers (error " in adopted.said
 
 

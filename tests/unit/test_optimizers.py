@@ -118,12 +118,13 @@ def test_adafactor_factors_second_moments():
     whole."""
     optimizer = make_optimizer(optimizer_config(name="adafactor", b1=0.5, b2=0.3))
     draw = np.random.default_rng(2)
-    params = {"w": draw.normal(size=(2, 128, 130)), "b": draw.normal(size=3)}
+    shapes = {"w": (2, 128, 130), "b": (3,)}
+    params = {name: draw.normal(size=shape).astype("f") for name, shape in shapes.items()}
     state = optimizer.init(params)
     row, column, whole, moment = np.zeros((2, 128)), np.zeros((2, 130)), np.zeros(3), [0, 0]
     # 1 - 1^-0.8 is 0, 1 - 2^-0.8 is above b2.
     for decay in (0.0, 0.3):
-        grads = jax.tree.map(lambda p: draw.normal(size=p.shape), params)
+        grads = {name: draw.normal(size=shape).astype("f") for name, shape in shapes.items()}
         updates, state = optimizer.update(grads, state, params)
         square = grads["w"] ** 2
         row = decay * row + (1 - decay) * square.mean(2)

@@ -55,7 +55,7 @@ def initial_state(
         state = _all_of(state, params, but=())
     init = experiment.config.init_from
     if init.path:
-        asked = _Asked("init_from", init.path, init.step, init.ema)
+        asked = Asked("init_from", init.path, init.step, init.ema)
         params, lines = _adopted(experiment, asked, state)
         state = _all_of(state, params, but=(TEACHER,))
         tell(*lines)
@@ -91,7 +91,7 @@ def _all_of(state: TrainState, params: Params, but: tuple[str, ...]) -> TrainSta
 
 
 # -------------------------------------------------------------------- weights of other runs
-class _Asked(NamedTuple):
+class Asked(NamedTuple):
     """What the config asks for, by `init_from` or `teacher`: its name is `flag`."""
 
     flag: str
@@ -100,14 +100,14 @@ class _Asked(NamedTuple):
     ema: str
 
 
-def _teacher(experiment: Experiment) -> _Asked:
+def _teacher(experiment: Experiment) -> Asked:
     objective, teacher = experiment.objective, experiment.config.teacher
     if not teacher.workdir:
         raise UserError(f"{objective.name} needs a teacher: --config.teacher.workdir=DIR of a run")
-    return _Asked("teacher.workdir", teacher.workdir, teacher.step, teacher.ema)
+    return Asked("teacher.workdir", teacher.workdir, teacher.step, teacher.ema)
 
 
-class _Source(NamedTuple):
+class Source(NamedTuple):
     """Weights on the new run's mesh, and the run that they are of."""
 
     config: ConfigDict
@@ -116,10 +116,10 @@ class _Source(NamedTuple):
     params: Params
 
 
-def _adopted(experiment: Experiment, asked: _Asked, state: TrainState) -> tuple[Params, list[str]]:
+def _adopted(experiment: Experiment, asked: Asked, state: TrainState) -> tuple[Params, list[str]]:
     """Another run's weights as those of the new network, and lines on them."""
     config, named = experiment.config, f"{asked.flag}={asked.path}"
-    source = _read(asked, experiment.mesh)
+    source = read_weights(asked, experiment.mesh)
     adoption = Adoption(named, make_parts(source.config), make_parts(config))
     shardings = jax.tree.map(lambda leaf: leaf.sharding, experiment.abstract_state.params)
     # Hosts' processors need not round alike.
@@ -138,7 +138,7 @@ def _adopted(experiment: Experiment, asked: _Asked, state: TrainState) -> tuple[
     return params, lines
 
 
-def _read(asked: _Asked, mesh: Mesh) -> _Source:
+def read_weights(asked: Asked, mesh: Mesh) -> Source:
     """Reads what is asked for; every device reads what it will hold."""
     path = epath.Path(asked.path)
     if path.suffix == _FILE:
@@ -148,7 +148,7 @@ def _read(asked: _Asked, mesh: Mesh) -> _Source:
         def place(array: np.ndarray, sharding: Any) -> jax.Array:
             return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
-        return _Source(config, step, "as exported", jax.tree.map(place, arrays, shardings))
+        return Source(config, step, "as exported", jax.tree.map(place, arrays, shardings))
     config = config_lib.restore(path)
     if asked.ema:
         require_average(config, asked.ema, f"{asked.flag.partition('.')[0]}.ema")
@@ -162,7 +162,7 @@ def _read(asked: _Asked, mesh: Mesh) -> _Source:
     wanted = None if asked.step < 0 else asked.step
     if asked.ema:
         step, params = restore_average(path, config, abstract, asked.ema, wanted)
-        return _Source(config, step, f"average {asked.ema}", params)
+        return Source(config, step, f"average {asked.ema}", params)
     with Checkpoints(path / "checkpoints") as checkpoints:
         step, part = checkpoints.restore_part({"params": abstract}, wanted)
-    return _Source(config, step, "trained weights", part["params"])
+    return Source(config, step, "trained weights", part["params"])

@@ -9,6 +9,7 @@ import pytest
 
 from data_pipeline.errors import UserError
 from shortcut_tpu.conversion.runs import make_run
+from shortcut_tpu.runs import starting
 from shortcut_tpu.runs.loading import load_run
 from shortcut_tpu.runs.starting import initial_state
 from shortcut_tpu.runs.tensors import card, write_tensors
@@ -163,13 +164,13 @@ def test_conditions_come_and_go(tiny_config):
     close(u, v)
     assert "left out         condition_embed/guidance" in adopted.said
     adopted = Adopted(plain, guided)
-    v, (u,) = adopted.outputs((at, {}), [(at, {"guidance": full(0.6)})])
-    close(u, v)
+    out = adopted.adopt()["condition_embed"]["guidance"]["out"]
+    assert not out["kernel"].any() and not out["bias"].any()
     assert "condition_embed/guidance: starts without effect" in adopted.said
 
 
 def test_a_second_velocity_starts_as_the_first(tiny_config):
-    """iMF's two outputs from MeanFlow's one; HOMO's acceleration starts at zero."""
+    """iMF's two outputs from MeanFlow's one, and back; HOMO's acceleration starts at zero."""
     flow = parts(tiny_config, "meanflow")
     imf = parts(tiny_config, "improved_meanflow", **{"objective.improved_meanflow.told_time": True})
     x, t, label = points(flow.network_config, 0.5, 2)
@@ -178,12 +179,17 @@ def test_a_second_velocity_starts_as_the_first(tiny_config):
     v, (u,) = adopted.outputs((at, {}), [(at, dict.fromkeys(imf.objective.conditions, t))])
     close(u, np.concatenate([v, v], -1))
     assert "final: outputs: 2 in place of 1" in adopted.said
-    unguided = {"guidance": full(0), "guidance_start": full(0), "guidance_end": full(1)}
-    v, (u,) = Adopted(imf, flow).outputs((at, unguided), [(at, {})])
-    close(u, v[..., :1])
+
+    def last(adopted, params):
+        """[width, pixels of a patch, outputs]."""
+        return np.asarray(params["final"]["project"]["kernel"]).reshape(16, 4, -1)
+
+    back = Adopted(imf, flow)
+    np.testing.assert_array_equal(last(back, back.adopt()), last(back, back.source)[..., :1])
     homo = Adopted(flow, parts(tiny_config, "high_order"))
-    v, (u,) = homo.outputs((at, {}), [(at, {})])
-    close(u, np.concatenate([v, 0 * v], -1))
+    both = last(homo, homo.adopt())
+    np.testing.assert_array_equal(both[..., :1], last(homo, homo.source))
+    assert not both[..., 1].any()
 
 
 def test_blocks_are_dealt_out_to_the_outputs(tiny_config):
@@ -236,7 +242,7 @@ def flow_run(tiny_config, tmp_path):
     config = tiny_config.copy_and_resolve_references()
     with config.unlocked():
         config.objective.name = "flow_matching"
-        config.model.faithful = True
+        config.model.faithful, config.model.depth = True, 1
         config.emas = {"evaluation": 0.99}
     params = random_params(make_parts(config))
     workdir = epath.Path(tmp_path / "flow")
@@ -244,65 +250,53 @@ def flow_run(tiny_config, tmp_path):
     return workdir, params
 
 
-@pytest.fixture
-def meanflow(tiny_config, flow_run):
-    """A config of another objective and network, sharded, that starts from it."""
-    config = tiny_config.copy_and_resolve_references()
+def test_a_run_starts_from_another(tiny_config, flow_run, tmp_path, capsys, monkeypatch):
+    """Of another objective, on a mesh, from the average that is asked for or a file; and it resumes
+    without being told from what."""
+    (workdir, params), config = flow_run, tiny_config.copy_and_resolve_references()
     with config.unlocked():
         config.objective.name = "meanflow"
-        config.mesh.fsdp = 2
+        config.model.depth, config.mesh.fsdp = 1, 2
         config.evaluation.every_steps = 0
-        config.train.num_steps, config.checkpoint.every_steps = 2, 2
-        config.init_from.path = str(flow_run[0])
-    return config
-
-
-def test_weights_are_restored_onto_the_mesh(meanflow, flow_run, tmp_path):
-    """The average that is asked for, as weights and as every average; or a file's."""
-    workdir, params = flow_run
-    experiment = Experiment.from_config(meanflow, jax.devices())
-
-    def check(ema, times, path=workdir):
-        meanflow.init_from.update(ema=ema, path=str(path))
-        state = initial_state(experiment)
-        for tree in (state.params, *state.emas.values()):
-            taken = tree["blocks"]["mlp_in"]["kernel"]
-            assert (
-                taken.sharding
-                == experiment.abstract_state.params["blocks"]["mlp_in"]["kernel"].sharding
-            )
-            np.testing.assert_array_equal(taken, times * params["blocks"]["mlp_in"]["kernel"])
-        assert int(state.step) == 0
-
-    check("evaluation", 2)
-    check("", 1)
+        config.train.num_steps, config.checkpoint.every_steps = 1, 1
+    experiment = Experiment.from_config(config, jax.devices())
     file = epath.Path(tmp_path / "flow.safetensors")
     run = load_run(workdir)
     write_tensors(file, run.params, card(run, "evaluation"))
-    check("evaluation", 2, file)
+    for path, ema, times in ((workdir, "evaluation", 2), (workdir, "", 1), (file, "evaluation", 2)):
+        asked = starting.Asked("init_from", str(path), -1, ema)
+        taken = starting.read_weights(asked, experiment.mesh).params["blocks"]["mlp_in"]["kernel"]
+        own = experiment.abstract_state.params["blocks"]["mlp_in"]["kernel"]
+        assert taken.sharding == own.sharding and not own.sharding.is_fully_replicated
+        np.testing.assert_array_equal(taken, times * params["blocks"]["mlp_in"]["kernel"])
     with pytest.raises(UserError, match="init_from.ema=fast is none of this run's evaluation"):
-        check("fast", 2)
+        starting.read_weights(asked._replace(path=str(workdir), ema="fast"), experiment.mesh)
 
+    started = []
 
-def test_a_run_resumes_without_being_told_what_it_started_from(
-    meanflow, flow_run, tmp_path, capsys
-):
-    workdir = epath.Path(tmp_path / "meanflow")
-    train(meanflow, workdir)
+    def first_state(*args, **kwargs):
+        started.append(jax.device_get(state := initial_state(*args, **kwargs)))
+        return state
+
+    monkeypatch.setattr("shortcut_tpu.train.initial_state", first_state)
+    new = epath.Path(tmp_path / "meanflow")
+    config.init_from.path = str(workdir)
+    train(config, new)
     said = capsys.readouterr().out
-    assert f"started from {flow_run[0]}: flow_matching, step 7, average evaluation\n  taken" in said
+    assert f"started from {workdir}: flow_matching, step 7, average evaluation\n  taken" in said
     assert "  changed          blocks: queries scaled" in said
-    meanflow.init_from.path = ""
-    meanflow.train.num_steps = 4
-    train(meanflow, workdir)
+    (state,) = started
+    for tree in (state.params, *state.emas.values()):
+        wanted = 2 * params["blocks"]["mlp_in"]["kernel"]
+        np.testing.assert_array_equal(tree["blocks"]["mlp_in"]["kernel"], wanted)
+
+    config.init_from.path = ""
+    train(config, new)
     said = capsys.readouterr().out
-    assert "resumed from step 2" in said and "ignored" not in said
-    assert json.loads((workdir / "config.json").read_text())["init_from"]["path"] == str(
-        flow_run[0]
-    )
-    meanflow.init_from.path = "elsewhere"
-    train(meanflow, workdir)
-    said = capsys.readouterr().out
-    assert (
-        f"init_from=elsewhere is ignored: {workdir} resumes; it started from {flow_run[0]}" in said
-    )
+    assert "resumed from step 1" in said and "ignored" not in said
+    saved = json.loads((new / "config.json").read_text())
+    assert saved["init_from"]["path"] == str(workdir)
+    config.init_from.path = "elsewhere"
+    train(config, new)
+    ignored = f"init_from=elsewhere is ignored: {new} resumes; it started from {workdir}"
+    assert ignored in capsys.readouterr().out

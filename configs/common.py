@@ -180,6 +180,10 @@ def _keys() -> ConfigDict:
     # and on a CPU, whose compiler fuses layers that are written out into each other and computes
     # much of them several times; all on a GPU, where a scan costs a quarter of the step.
     config.model.unroll = Key(-1, AXIS)
+    config.model.dit = ConfigDict()
+    # The last blocks that are told the time where a step ends, t + d, while the others are told t
+    # (decoupled MeanFlow, 8 of 28 for XL); 0: all blocks are told t and the step size d.
+    config.model.dit.decoupled_depth = Key(0, Whole(0))
     # A network that is no DiT has shapes of its own.
     config.model.in_context = ConfigDict()
     # For objectives with two outputs: the last blocks that each of them has to itself, of `depth`.

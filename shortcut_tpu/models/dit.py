@@ -1,7 +1,9 @@
 """The latent Diffusion Transformer, conditioned on time, step size and label.
 
 Architecture: "Scalable Diffusion Models with Transformers" (arXiv 2212.09748), with the step-size
-condition of "One Step Diffusion via Shortcut Models" (arXiv 2410.12557, section 4).
+condition of "One Step Diffusion via Shortcut Models" (arXiv 2410.12557, section 4) or, where
+`decoupled_depth` is above 0, that of "Decoupled MeanFlow" (arXiv 2510.24474 and its code): no
+embedder of the step size, so that a flow-matching model is such a network already.
 
 Usage:
   model = DiT(DiTConfig(image_size=32, channels=4, **SIZES["B/2"], num_classes=1000))
@@ -47,6 +49,8 @@ class TransformerConfig(abc.ABC):
       smooth_times: t and d enter as they are, in slow sinusoids, as in MeanFlow's network; without
         it as t x 1000 and level x 100, which tell apart the points of a grid.
       told_time: whether t enters at all.
+      decoupled_depth: the last blocks that are told where the step ends, t + d, and not where it
+        starts, while the others are told t alone; 0 for the step size in all of them.
     """
 
     channels: int
@@ -66,8 +70,19 @@ class TransformerConfig(abc.ABC):
     heads: int = 1
     smooth_times: bool = False
     told_time: bool = True
+    decoupled_depth: int = 0
 
     def __post_init__(self) -> None:
+        if self.decoupled_depth > self.depth:
+            raise ValueError(
+                f"model.dit.decoupled_depth={self.decoupled_depth}: it may be at most "
+                f"model.depth={self.depth}"
+            )
+        if self.decoupled_depth and not (self.smooth_times and self.told_time):
+            raise ValueError(
+                f"model.dit.decoupled_depth={self.decoupled_depth}: it may be 0 for an objective "
+                "whose network is not told t and any step size, as meanflow's is"
+            )
         if self.width % self.num_heads or self.width % 4:
             raise ValueError(
                 f"model.width={self.width} must be a multiple of 4 and of "
@@ -239,7 +254,8 @@ class Network(nnx.Module):
         )
         if config.told_time:
             self.time_embed = ScalarEmbedder(config.width, rngs=rngs)
-        self.step_embed = ScalarEmbedder(config.width, rngs=rngs)
+        if not config.decoupled_depth:
+            self.step_embed = ScalarEmbedder(config.width, rngs=rngs)
         self.label_embed = self.label_embedder(rngs)
         self.blocks = stacked(lambda rngs: Block(config, rngs=rngs), config.depth, rngs)
         self.final = FinalLayer(config, rngs=rngs)
@@ -284,24 +300,41 @@ class Network(nnx.Module):
         h = self.patch_embed(self.to_tokens(x).astype(dtype))
         h = (h + self.positions()).astype(dtype)
 
-        condition = self.step_embed(config.told_step(d))
-        if config.told_time:
-            condition = self.time_embed(t * config.time_scale) + condition
-        condition += self.label_embed(labels)
-        for name in config.conditions:
-            condition += self.condition_embed[name](conditions[name])
-        condition = place_rows(nnx.silu(condition).astype(dtype))
+        def activated(condition: jax.Array) -> jax.Array:
+            condition += self.label_embed(labels)
+            for name in config.conditions:
+                condition += self.condition_embed[name](conditions[name])
+            return place_rows(nnx.silu(condition).astype(dtype))
 
+        if config.decoupled_depth:
+            first, last = (activated(self.time_embed(time)) for time in (t, t + d))
+            ends = np.arange(config.depth) >= config.depth - config.decoupled_depth
+        else:
+            told = self.step_embed(config.told_step(d))
+            if config.told_time:
+                told = self.time_embed(t * config.time_scale) + told
+            first, last, ends = activated(told), None, None
         # Where the weights of all layers are here already, one product modulates all: the largest
         # of their gradients is then scattered as one.
-        modulations = self.blocks.modulations(condition) if weights_are_whole() else None
+        modulations = self._modulations(first, last, ends) if weights_are_whole() else None
 
-        def apply(block: Block, h: jax.Array, modulation: jax.Array | None) -> jax.Array:
+        def apply(block: Block, h: jax.Array, own: tuple[Any, Any]) -> jax.Array:
+            modulation, end = own
+            condition = first if last is None else jnp.where(end, last, first)
             return block(h, condition, modulation)
 
-        h = run_stack("blocks", self.blocks, h, apply, config, modulations)
-        out = self.final(h, condition).astype(jnp.float32)
+        h = run_stack("blocks", self.blocks, h, apply, config, (modulations, ends))
+        out = self.final(h, first if last is None else last).astype(jnp.float32)
         return place_output(self.from_tokens(out))
+
+    def _modulations(
+        self, first: jax.Array, last: jax.Array | None, ends: np.ndarray | None
+    ) -> jax.Array:
+        """Of all blocks [layers, B, 6, D], by the condition [B, D] that each is told."""
+        modulations = self.blocks.modulations(first)
+        if last is None or ends is None:
+            return modulations
+        return jnp.where(ends[:, None, None, None], self.blocks.modulations(last), modulations)
 
 
 class Transformer(Model):

@@ -67,7 +67,8 @@ class Adoption:
             )
         for name in (field.name for field in dataclasses.fields(ours)):
             there, here = getattr(theirs, name), getattr(ours, name)
-            if name not in _MAY_DIFFER and there != here:
+            # A network that is told the step size can become one that is told where it ends.
+            if name not in _MAY_DIFFER and there != here and (name != "decoupled_depth" or there):
                 key = _key(self.ours.network, name)
                 raise UserError(
                     f"{self.name}: {key} is {there} there and {here} here; a run "
@@ -208,15 +209,27 @@ class Adoption:
             t = np.linspace(0, 1, _TIMES)
             points = refitting.Points(t * theirs.time_scale, t * ours.time_scale)
             made |= self._refitted("time", old("time"), points)
-        step = old("step")
-        made |= self._step(step)
-        if self.ours.network is not InContext:
-            # Their embeddings are summed, so that what is told no more can stay as a constant.
-            bias = f"{self._embedder('step')}/out/bias"
-            for name in sorted({*theirs.conditions} - {*ours.conditions}):
-                constant = refitting.embedded(old(name), np.full(1, UNGUIDED[name]))[0]
-                made[bias] = made.get(bias, step["out/bias"]) + constant
-        return {path: layer.astype(np.float32) for path, layer in made.items()}
+        decoupled = [getattr(c, "decoupled_depth", 0) > 0 for c in (theirs, ours)]
+        if not decoupled[1]:
+            made |= self._step(old("step"))
+        if self.ours.network is InContext:
+            return _as_weights(made)
+        # Their embeddings are summed, so that what is told no more can stay as a constant.
+        kept = "time" if decoupled[1] else "step"
+        bias = f"{self._embedder(kept)}/out/bias"
+        constants = {name: UNGUIDED[name] for name in {*theirs.conditions} - {*ours.conditions}}
+        if decoupled[1] and not decoupled[0]:
+            constants["step"] = self._velocity_step()
+        for name, told in sorted(constants.items()):
+            constant = refitting.embedded(old(name), np.full(1, told))[0]
+            made[bias] = made.get(bias, old(kept)["out/bias"]) + constant
+        return _as_weights(made)
+
+    def _velocity_step(self) -> float:
+        """What the old network is told of the step size at which it puts out the velocity."""
+        only = self.theirs.objective.only_step
+        level = np.inf if only is None else -np.log2(only)
+        return float(_told(self.theirs.network_config, np.full(1, level))[0])
 
     def _step(self, step: refitting.Layers) -> dict[str, np.ndarray]:
         """The step size; one that was never told, or is told no more, stays as a constant."""
@@ -225,9 +238,7 @@ class Adoption:
         if only[0] is not None and only[0] == only[1]:
             return {}
         if only != [None, None]:
-            # The velocity is what a network makes of a step of 0.
-            level = np.inf if only[0] is None else -np.log2(only[0])
-            constant = refitting.embedded(step, _told(theirs, np.full(1, level)))[0]
+            constant = refitting.embedded(step, np.full(1, self._velocity_step()))[0]
             return self._silent("step", constant, "starts with the old velocity at every step size")
         scales = [0.0 if c.smooth_times else c.level_scale for c in (theirs, ours)]
         if scales[0] == scales[1]:
@@ -276,6 +287,10 @@ class Adoption:
     def lines(self) -> list[str]:
         """The table: what was taken, changed, new and left out."""
         return [f"  {kind:<16} {what}" for kind, what in self._table if what]
+
+
+def _as_weights(layers: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {path: layer.astype(np.float32) for path, layer in layers.items()}
 
 
 def _told(config: Any, levels: np.ndarray) -> np.ndarray:

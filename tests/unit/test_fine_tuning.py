@@ -95,6 +95,33 @@ def test_meanflow_starts_as_the_velocity_of_flow_matching(tiny_config):
     assert "queries scaled" in adopted.said and "taken (" in adopted.said
 
 
+def test_decoupled_conditions_start_as_the_velocity(tiny_config):
+    """u(x, t, 0) = v(x, t) without an embedder of the step size. With d above 0 the last of two
+    blocks and the last layer are told t + d: of a network whose first block does nothing u(x, t, d)
+    is u(x, t + d, 0), of one in which they do nothing it is u(x, t, 0)."""
+    theirs = parts(tiny_config, "flow_matching", **{"model.faithful": True})
+    ours = parts(tiny_config, "meanflow", **{"model.dit.decoupled_depth": 1})
+    adopted = Adopted(theirs, ours)
+    x, t, label = points(theirs.network_config, 0.3, 4)
+    old = (x, t, full(1), label)
+    v, (u,) = adopted.outputs((old, {}), [((x, t, full(0), label), {})])
+    close(u, v)
+    assert "left out         step_embed" in adopted.said
+
+    apply = jax.jit(ours.network(ours.network_config).apply)
+    for told_nothing, time in ((0, 0.7), (1, 0.3)):
+        params = random_params(ours)
+        of_blocks = params["blocks"]["modulation"]
+        for layer in (of_blocks["kernel"], of_blocks["bias"]):
+            layer[told_nothing] = 0
+        if told_nothing:
+            for layer in params["final"]["modulation"].values():
+                layer[...] = 0
+        u = apply(params, x, t, full(0.4), label)
+        close(u, apply(params, x, full(time), full(0), label))
+        assert np.abs(u - apply(params, x, full(1.0 - time), full(0), label)).max() > 1e-3
+
+
 def test_shortcuts_step_sizes_become_a_continuum(tiny_config):
     """At d of the grid the fitted embedder puts out what the old one did, and at 0 the finest.
 

@@ -25,7 +25,8 @@ from shortcut_tpu.comparison.floor import real_floor
 from shortcut_tpu.comparison.methods import method_config, training_flops
 from shortcut_tpu.comparison.table import Row, table
 from shortcut_tpu.evaluation.distances import GaussianStatistics, frechet_distance
-from shortcut_tpu.runs.loading import initial_state, load_run
+from shortcut_tpu.runs.loading import load_run
+from shortcut_tpu.runs.starting import initial_state
 from shortcut_tpu.sampling.guidance import Guidance
 from shortcut_tpu.training.experiment import Experiment
 from shortcut_tpu.training.flops import count_flops

@@ -339,7 +339,9 @@ def _below(prefix: str, arrays: Arrays) -> Arrays:
 
 
 def _module(path: str, levels: int = 1) -> str:
-    return "/".join(path.split("/")[:-1][:levels])
+    """What a weight is of, to so many levels; the layers of an embedder are not told apart."""
+    parts = [part for part in path.split("/")[:-1] if part not in ("hidden", "out")]
+    return "/".join(parts[:levels])
 
 
 def _modules(paths: Iterable[str], levels: int = 1) -> list[str]:

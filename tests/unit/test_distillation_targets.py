@@ -61,7 +61,7 @@ def test_flow_anchored_loss() -> None:
         params: Any, x: jax.Array, t: jax.Array, d: jax.Array, labels: jax.Array
     ) -> jax.Array:
         t, d, y = (base.along_rows(a, x) for a in (t, d, labels))
-        return x - 2 * y if params is TEACHER_AND_STUDENT["teacher"] else x * t + d + y
+        return x - 2 * y if params.get("is_teacher") else x * t + d + y
 
     x0, x1 = (np.asarray(x) for x in PROBLEM.pairs(64, values=3))
     labels = jnp.arange(64) % 2

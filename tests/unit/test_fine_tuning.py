@@ -4,6 +4,7 @@ import json
 
 from etils import epath
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -70,12 +71,12 @@ class Adopted:
 
 
 def points(config, t, label, side=8):
-    x = np.random.default_rng(5).normal(size=(ROWS, side, side, config.channels)).astype("f")
-    return x, full(t), np.full(ROWS, label)
+    x = np.random.default_rng(5).normal(size=(ROWS, side, side, config.channels))
+    return jnp.asarray(x, jnp.float32), full(t), jnp.full(ROWS, label)
 
 
 def full(value):
-    return np.full(ROWS, value, np.float32)
+    return jnp.full(ROWS, value, jnp.float32)
 
 
 def close(ours, theirs):
@@ -170,7 +171,7 @@ def test_other_classes_start_as_no_label(tiny_config):
     theirs = parts(tiny_config, "shortcut")
     adopted = Adopted(theirs, parts(tiny_config, "shortcut", **{"data.num_classes": 7}))
     x, t, null = points(theirs.network_config, 0.5, 10)
-    new = [((x, t, full(0.25), np.full(ROWS, label)), {}) for label in (0, 7)]
+    new = [((x, t, full(0.25), jnp.full(ROWS, label)), {}) for label in (0, 7)]
     v, ours = adopted.outputs(((x, t, full(0.25), null), {}), new)
     for u in ours:
         close(u, v)
@@ -259,7 +260,9 @@ def test_blocks_are_dealt_out_to_the_outputs(tiny_config):
 def test_what_cannot_fit_is_refused(tiny_config, changes, said):
     with pytest.raises(UserError, match=f"^init_from=old: {said}"):
         Adoption(
-            "runs/old", parts(tiny_config, "shortcut"), parts(tiny_config, "shortcut", **changes)
+            "init_from=old",
+            parts(tiny_config, "shortcut"),
+            parts(tiny_config, "shortcut", **changes),
         )
 
 

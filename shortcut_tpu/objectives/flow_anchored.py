@@ -7,6 +7,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from shortcut_tpu.array_types import Keys, Labels, Rows, Scalars
 from shortcut_tpu.objectives import base, mean_velocity, rows
 from shortcut_tpu.sampling import samplers
 
@@ -61,13 +62,13 @@ class FlowAnchored(base.Objective):
     label_dropout: float = 0.1
     consistency_steps: int = 4
 
-    def draw_times(self, key: jax.Array, num_rows: int) -> jax.Array:
-        """t [num_rows]."""
+    def draw_times(self, key: jax.Array, num_rows: int) -> Scalars:
+        """t of each row."""
         noise = self.time_std * jax.random.normal(key, (num_rows,)) - self.time_mean
         return 1 - 2 / math.pi * jnp.arctan(jnp.exp(noise))
 
-    def velocities(self, inputs: base.Inputs, xt: jax.Array, t: jax.Array) -> jax.Array:
-        """The teacher's guided velocities [B, H, W, C] at x_t [B, H, W, C] and t [B]."""
+    def velocities(self, inputs: base.Inputs, xt: Rows, t: Scalars) -> Rows:
+        """The teacher's guided velocities at x_t."""
         teacher, ones = base.frozen(inputs, base.TEACHER), jnp.ones_like(t)
         if self.guidance == 1:
             return inputs.apply(teacher, xt, t, ones, inputs.labels)
@@ -81,13 +82,13 @@ class FlowAnchored(base.Objective):
     def targets(
         self,
         inputs: base.Inputs,
-        step: jax.Array,
-        xt: jax.Array,
-        t: jax.Array,
-        v: jax.Array,
-        labels: jax.Array,
-    ) -> jax.Array:
-        """Targets [B, H, W, C] of the step to the data, which the network takes for `step`."""
+        step: Rows,
+        xt: Rows,
+        t: Scalars,
+        v: Rows,
+        labels: Labels,
+    ) -> Rows:
+        """Targets of the step to the data, which the network takes for `step`."""
         derivative = mean_velocity.total_derivative(inputs, xt, t, 1 - t, v, labels)
         wide_t = base.along_rows(t, xt)
         wrong = base.clipped(step - v - (1 - wide_t) * derivative, self.clip)
@@ -113,23 +114,23 @@ class FlowAnchored(base.Objective):
     def sample(
         self,
         velocity: base.ConditionedFn,
-        x0: jax.Array,
-        labels: jax.Array,
+        x0: Rows,
+        labels: Labels,
         num_steps: int,
-        keys: jax.Array,
-    ) -> jax.Array:
+        keys: Keys,
+    ) -> Rows:
         """To the data and back with new noise, or Euler along the flow where there are many."""
         if num_steps > self.consistency_steps:
             return samplers.euler(velocity, x0, labels, num_steps, d=0.0)
 
-        def to_the_end(x: jax.Array, t: jax.Array, _: jax.Array, labels: jax.Array) -> jax.Array:
+        def to_the_end(x: Rows, t: Scalars, _: Scalars, labels: Labels) -> Rows:
             return velocity(x, t, 1 - t, labels)
 
         return samplers.consistency(to_the_end, x0, labels, num_steps, keys)
 
 
-def _cosine(a: jax.Array, b: jax.Array) -> jax.Array:
-    """[B, ..., C] -> [B], the mean cosine of two vectors of channels."""
+def _cosine(a: Rows, b: Rows) -> Scalars:
+    """The mean cosine of two vectors of channels in each row."""
     norms = jnp.maximum(_norm(a), 1e-8) * jnp.maximum(_norm(b), 1e-8)
     cosine = jnp.sum(a * b, axis=-1) / norms
     return jnp.mean(cosine, axis=tuple(range(1, cosine.ndim)))

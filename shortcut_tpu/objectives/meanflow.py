@@ -61,8 +61,8 @@ class MeanFlow(mean_velocity.MeanVelocity):
         times = (self.time_exponent, self.time_mean, self.time_std)
         return mean_velocity.draw_rectified_intervals(key, num_rows, self.kinds, *times)
 
-    def interval_weight(self, d: jax.Array, step: jax.Array, num_steps: int) -> jax.Array:
-        """[n], of rows with intervals of length d [n] at a step of a training of `num_steps`."""
+    def interval_weight(self, d: Scalars, step: jax.Array, num_steps: int) -> Scalars:
+        """Of rows with intervals of length d at a step of a training of `num_steps`."""
         s = 1 - step / num_steps
         return (
             1 - s + s * (1 - d) / (1 - mean_velocity.mean_interval(self.time_mean, self.time_std))

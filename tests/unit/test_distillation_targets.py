@@ -63,7 +63,7 @@ def test_flow_anchored_loss() -> None:
         t, d, y = (base.along_rows(a, x) for a in (t, d, labels))
         return x - 2 * y if params.get("is_teacher") else x * t + d + y
 
-    x0, x1 = (np.asarray(x) for x in PROBLEM.pairs(64, values=3))
+    _, x1 = PROBLEM.pairs(64, values=3)
     labels = jnp.arange(64) % 2
     objective = flow_anchored.FlowAnchored(guidance=1.75, label_dropout=0.25)
     inputs = PROBLEM.inputs(

@@ -57,7 +57,7 @@ def test_meanflow_weighs_short_intervals_first() -> None:
     assert losses == pytest.approx([error.mean(), wanted], rel=1e-6)
     # At the start the mean weight is 1, and in the end each.
     drawn = plain.kinds.take(plain.draw_intervals(jax.random.key(5), 400_000)[1])
-    first, last = (short.interval_weight(drawn, step, 100) for step in (0, 100))
+    first, last = (short.interval_weight(drawn, jnp.asarray(step), 100) for step in (0, 100))
     assert float(jnp.mean(first)) == pytest.approx(1, abs=2e-3) and (last == 1).all()
     assert short.scheduled and not plain.scheduled
     with pytest.raises(ValueError, match="short_first=True: it may be False where time_exponent"):

@@ -12,7 +12,7 @@ from shortcut_tpu.objectives import base, frechet
 from shortcut_tpu.objectives.shortcut import Shortcut
 
 # What of the generator's own objective decides how its network looks.
-_TRAITS = ("conditions", "heads", "network", "smooth_times")
+_TRAITS = ("conditions", "heads", "velocity_heads", "network", "smooth_times", "only_step")
 
 
 @dataclasses.dataclass(frozen=True)

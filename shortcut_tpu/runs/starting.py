@@ -47,8 +47,12 @@ def initial_state(
       tell: is given the lines on what was taken from `config.init_from`.
 
     Raises:
-      UserError: what is named is not there or does not fit, or no teacher is named.
+      UserError: what is named is not there or does not fit, or what is needed is not named.
     """
+    if experiment.objective.needs_judges and not experiment.config.init_from.path:
+        raise UserError(
+            f"{experiment.objective.name} trains on from weights: --init_from=DIR of a run"
+        )
     state = experiment.init_state()
     if experiment.objective.needs_teacher:
         params, _ = _adopted(experiment, _teacher(experiment), state)

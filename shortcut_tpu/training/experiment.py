@@ -157,8 +157,10 @@ class Experiment:
             config.mesh.update({axis: 1 for axis in partitioning.AXES})
             config.train.accumulate = 1
         first = self.mesh.devices.flat[:1].tolist()
-        shapes = jax.eval_shape(lambda: self.judges)
-        alone = Experiment.from_config(config, first, judges=shapes)
+        judges = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), self.judges
+        )
+        alone = Experiment.from_config(config, first, judges=judges)
         batch = alone.abstract_batch(fields)
         return count_flops(alone.train_step, alone.abstract_state, batch, alone.judges)
 

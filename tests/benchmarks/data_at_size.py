@@ -60,7 +60,7 @@ def make_folder(folder: Path, num_records: int) -> Manifest:
 
 
 def seconds_a_run(folder: Path, hosts: int) -> float:
-    """Of the first of so many hosts' rows of so many batches, after as many that open the shards."""
+    """Of the first host's rows of so many batches, after as many that open the shards."""
     batches = make_loader(
         folder,
         seed=0,

@@ -33,7 +33,6 @@ NAMES = (
     "data_at_size",
     "input_wait",
     "checkpoint",
-    "checksums",
     "sampler",
     "devices",
     "compile_time",

@@ -164,8 +164,8 @@ class Checkpoints:
         step = self._require(step)
         args = ocp.args.StandardRestore(_held(abstract_state))
         held = self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]
-        state: Any = abstract_state
-        return dataclasses.replace(state, **held) if dataclasses.is_dataclass(state) else held
+        whole = dataclasses.is_dataclass(abstract_state)
+        return dataclasses.replace(abstract_state, **held) if whole else held
 
     def restore_part(self, abstract_part: Any, step: int | None = None) -> tuple[int, Any]:
         """Reads only some subtrees of the state, such as one average of the weights.

@@ -97,15 +97,7 @@ def make_train_step(
             emas=update_emas(state.emas, params, ema_decays, state.step + 1),
             carried=carried,
         )
-        kept = jax.tree.map(lambda new, old: jnp.where(sound, new, old), updated, state)
-        state = dataclasses.replace(
-            kept,
-            step=state.step + 1,
-            # A change of teacher belongs to the step, whether or not its update is left out.
-            emas=objective.renewed(kept.emas, state.step, num_steps),
-            skipped=state.skipped + ~sound,
-            skipped_in_row=jnp.where(sound, 0, state.skipped_in_row + 1),
-        )
+        state = _advanced(state, updated, sound, objective, num_steps)
         norms = {
             "grad_norm": grad_norm,
             "update_norm": optax.tree.norm(updates),
@@ -115,3 +107,18 @@ def make_train_step(
         return state, {"loss": loss} | metrics | norms | skips
 
     return train_step
+
+
+def _advanced(
+    state: TrainState, updated: TrainState, sound: jax.Array, objective: Objective, num_steps: int
+) -> TrainState:
+    """The state after a step: the updated one where the update is sound, else the one before."""
+    kept = jax.tree.map(lambda new, old: jnp.where(sound, new, old), updated, state)
+    return dataclasses.replace(
+        kept,
+        step=state.step + 1,
+        # A change of teacher belongs to the step, whether or not its update is left out.
+        emas=objective.renewed(kept.emas, state.step, num_steps),
+        skipped=state.skipped + ~sound,
+        skipped_in_row=jnp.where(sound, 0, state.skipped_in_row + 1),
+    )

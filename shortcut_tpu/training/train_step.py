@@ -57,8 +57,7 @@ def make_train_step(
         if objective.differentiates:
             differentiable = in_parts(model.tangents.apply, **parts)
         judges = [
-            dataclasses.replace(judge, features=in_parts(judge.features, **parts))
-            for judge in judges
+            dataclasses.replace(each, features=in_parts(each.features, **parts)) for each in judges
         ]
 
         def loss_fn(params):

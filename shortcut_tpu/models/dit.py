@@ -17,6 +17,7 @@ from typing import Any
 
 from flax import nnx
 import jax
+from jax.custom_derivatives import linear_call
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 import numpy as np
@@ -24,6 +25,7 @@ import numpy as np
 from shortcut_tpu.array_types import Labels, Outputs, Rows, Scalars, Tokens, Vectors
 from shortcut_tpu.models.attention import attention, check_attention
 from shortcut_tpu.models.embeddings import ScalarEmbedder, level_of, sincos_2d
+from shortcut_tpu.models.linear import keep, linear, linear_heads
 from shortcut_tpu.models.model import Model, Params
 from shortcut_tpu.models.patches import from_patches, to_patches
 from shortcut_tpu.models.placement import (
@@ -33,6 +35,7 @@ from shortcut_tpu.models.placement import (
     weights_are_whole,
 )
 from shortcut_tpu.models.stacks import REMAT_POLICIES, run_stack, stacked
+from shortcut_tpu.models.sums import by_products, over_width, to_tokens
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -160,6 +163,8 @@ class DiTConfig(TransformerConfig):
 
 def layer_norm(x: jax.Array) -> jax.Array:
     """Layer norm over the last axis without scale and bias (epsilon 1e-6), in float32."""
+    if by_products():
+        return _norm_by_products(x)
     y = x.astype(jnp.float32)
     mean = y.mean(-1, keepdims=True)
     # The variance as the difference of two means: both are sums of one pass over x.
@@ -167,9 +172,36 @@ def layer_norm(x: jax.Array) -> jax.Array:
     return ((y - mean) * jax.lax.rsqrt(variance + 1e-6)).astype(x.dtype)
 
 
+@jax.custom_jvp
+def _norm_by_products(x: Tokens) -> Tokens:
+    return _norm_and_scale(x)[0]
+
+
+def _norm_and_scale(x: Tokens) -> tuple[Tokens, Float[Array, "B N 1"]]:
+    """The norm, and what x was scaled by."""
+    width = x.shape[-1]
+    mean = over_width(x)[..., None] / width
+    variance = over_width(jnp.square(x))[..., None] / width - jnp.square(mean)
+    mean, scale = keep(mean), keep(jax.lax.rsqrt(jnp.maximum(variance, 0.0) + 1e-6))
+    return ((x.astype(jnp.float32) - mean) * scale).astype(x.dtype), scale
+
+
+@_norm_by_products.defjvp
+def _norm_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    y, scale = _norm_and_scale(*primals)
+
+    def moved(fixed: tuple[jax.Array, jax.Array], change: jax.Array) -> jax.Array:
+        y, scale = fixed
+        along, across = (over_width(part)[..., None] / y.shape[-1] for part in (change * y, change))
+        return ((change - across - y * along) * scale).astype(change.dtype)
+
+    # The derivative is a symmetric matrix.
+    return y, linear_call(moved, moved, (y, scale), *tangents)
+
+
 def modulate(x: Tokens, shift: Vectors, scale: Vectors) -> Tokens:
     """x scaled by 1 + scale and shifted."""
-    return x * (1 + scale[:, None]) + shift[:, None]
+    return x * (1 + to_tokens(scale, x)) + to_tokens(shift, x)
 
 
 class Block(nnx.Module):
@@ -215,13 +247,12 @@ class Block(nnx.Module):
         modulation = self.modulation(condition) if modulation is None else place_rows(modulation)
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.unstack(modulation, axis=1)
 
-        qkv = self.qkv(modulate(layer_norm(x), shift_a, scale_a))
-        query, key, value = jnp.unstack(qkv, axis=2)
+        query, key, value = linear_heads(self.qkv, modulate(layer_norm(x), shift_a, scale_a))
         attended = attention(query, key, value, scale=self.logit_scale, kind=self.attention)
-        x = x + gate_a[:, None] * self.attention_out(attended)
+        x = x + to_tokens(gate_a, x) * linear(self.attention_out, attended)
 
-        hidden = nnx.gelu(self.mlp_in(modulate(layer_norm(x), shift_m, scale_m)))
-        return x + gate_m[:, None] * self.mlp_out(hidden)
+        hidden = nnx.gelu(linear(self.mlp_in, modulate(layer_norm(x), shift_m, scale_m)))
+        return x + to_tokens(gate_m, x) * linear(self.mlp_out, hidden)
 
 
 class FinalLayer(nnx.Module):

@@ -15,6 +15,7 @@ import jax
 
 from shortcut_tpu.array_types import Tokens
 from shortcut_tpu.models.flash_attention import ATTENDED
+from shortcut_tpu.models.linear import KEPT
 from shortcut_tpu.models.placement import place_rows, place_weights, platform
 
 Block = TypeVar("Block", bound=nnx.Module)
@@ -25,7 +26,7 @@ REMAT_POLICIES = {
     "none": None,
     "dots": jax.checkpoint_policies.save_from_both_policies(
         jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        jax.checkpoint_policies.save_only_these_names(ATTENDED),
+        jax.checkpoint_policies.save_only_these_names(ATTENDED, KEPT),
     ),
     "full": jax.checkpoint_policies.nothing_saveable,
 }

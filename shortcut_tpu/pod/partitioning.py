@@ -14,6 +14,7 @@ Usage:
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 import functools
+import itertools
 import math
 import re
 from typing import Any
@@ -288,11 +289,15 @@ class MeshPlacement:
 
         def place(path: Any, leaf: jax.Array) -> jax.Array:
             # Without the leading axis, which is the layer.
-            held = P(*tuple(_rule(f"{module}/{_name(path)}"))[1:])
-            # Gathered once a step they are whole already; their gradients are scattered here. The
-            # compiler sums these well where they are whole first.
-            scattered = self._gathered if self.whole else self._constrained
-            return self._constrained(scattered(leaf, held), _whole(held))
+            spec = P(*tuple(_rule(f"{module}/{_name(path)}"))[1:])
+            shape, held = _heads_joined(leaf.shape, spec)
+            if self.whole:
+                # They are whole already; their gradients are scattered here. The compiler sums
+                # these well where they are whole first.
+                joined = self._gathered(leaf, spec).reshape(shape)
+            else:
+                joined = self._constrained(self._constrained(leaf, spec).reshape(shape), held)
+            return self._constrained(joined, _whole(held)).reshape(leaf.shape)
 
         return jax.tree_util.tree_map_with_path(place, weights)
 
@@ -328,6 +333,22 @@ def _gather_jvp(
         *tangents,
     )
     return _gather(*primals, held, whole), tangent
+
+
+def _heads_joined(shape: tuple[int, ...], spec: P) -> tuple[tuple[int, ...], P]:
+    """The shape and layout of a weight whose heads' widths stand side by side.
+
+    Gathered or scattered with an axis of 72 it would be copied to fill lanes, and back.
+    """
+    lengths: list[int] = []
+    axes: list[Any] = []
+    for length, held in itertools.zip_longest(shape, spec):
+        if held is None and axes and axes[-1] == TENSOR:
+            lengths[-1] *= length
+        else:
+            lengths.append(length)
+            axes.append(held)
+    return tuple(lengths), P(*axes)
 
 
 def _whole(spec: P) -> P:

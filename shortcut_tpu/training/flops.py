@@ -14,11 +14,14 @@ from typing import Any, NamedTuple
 
 import jax
 
+from shortcut_tpu.models.sums import SUM_BY_PRODUCTS
+
 
 def count_flops(function: Callable[..., Any], *args: Any) -> int:
     """Operations in matrix products, two for each multiplication and addition.
 
-    Of a conditional the dearest branch counts.
+    Sums that a TPU takes as products with ones do not count. Of a conditional the dearest branch
+    does.
 
     Args:
       function: traced, not run.
@@ -30,6 +33,8 @@ def count_flops(function: Callable[..., Any], *args: Any) -> int:
 def _count(jaxpr: Any) -> int:
     total = 0
     for equation in jaxpr.eqns:
+        if equation.params.get("name") == SUM_BY_PRODUCTS:
+            continue
         inner = [_count(sub) for sub in sub_jaxprs(equation.params)]
         if equation.primitive.name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]

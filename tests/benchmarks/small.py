@@ -33,7 +33,7 @@ def small_config(objective: str = "shortcut", **model: Any) -> ConfigDict:
         config.data.image_size = 16
         config.objective.name = objective
         config.objective.shortcut.guidance = 1.0
-        shapes = {"width": 192, "depth": 4, "num_heads": 3, "unroll": 4, "dtype": "float32"}
+        shapes = {"width": 192, "depth": 4, "num_heads": 3, "dtype": "float32"}
         config.model.update(shapes | model)
     return config.lock()
 

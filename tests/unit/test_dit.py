@@ -15,6 +15,7 @@ from shortcut_tpu.models.embeddings import level_of, sincos_2d, sinusoidal
 from shortcut_tpu.models.patches import from_patches, to_patches
 from shortcut_tpu.models.placement import placed
 from shortcut_tpu.models.stacks import layers_a_turn
+from shortcut_tpu.training.flops import count_flops
 
 CONFIG = DiTConfig(
     image_size=8,
@@ -107,6 +108,44 @@ def test_norm_is_the_definition(offset):
     exact /= np.sqrt(np.square(exact).mean(-1, keepdims=True) + 1e-6)
     np.testing.assert_allclose(layer_norm(jnp.asarray(x)), exact, atol=1e-5 + 2e-6 * offset**2)
     assert np.abs(layer_norm(jnp.full((2, 64), 3.7))).max() < 1e-2
+
+
+def on_a_tpu():
+    """As networks are traced for one TPU."""
+    same = {name: lambda x: x for name in ("inputs", "output", "rows", "params")}
+    return SimpleNamespace(platform="tpu", whole=False, weights=lambda _, w: w, **same)
+
+
+def test_sums_by_products_change_no_output_and_no_derivative():
+    """On a TPU sums are products with ones, and the derivative of the norm
+
+        d y = (d x - E d x - y E (y d x)) / sqrt(var x + 1e-6)
+
+    is stated, for both modes. Here in float32, against what differentiates itself.
+    """
+    model = DiT(dataclasses.replace(CONFIG, remat="dots"))
+    params, (x, *others) = random_params(model), inputs()
+
+    def all_of(params, x):
+        def apply(params, x):
+            return model.apply(params, x, *others)
+
+        out, moved = jax.jvp(apply, (params, x), (params, jnp.cos(x)))
+        return out, moved, jax.grad(lambda *a: jnp.square(apply(*a)).sum(), (0, 1))(params, x)
+
+    def lowered():
+        return jax.jit(lambda *a: all_of(*a)).lower(params, x)
+
+    plain = lowered()
+    operations = count_flops(lambda *a: all_of(*a), params, x)
+    with placed(on_a_tpu()):
+        by_products = lowered()
+        assert count_flops(lambda *a: all_of(*a), params, x) == operations
+    products = [program.as_text().count("dot_general") for program in (plain, by_products)]
+    assert products[0] < products[1]
+    expected, found = (program.compile()(params, x) for program in (plain, by_products))
+    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * float(jnp.abs(a).max()))
 
 
 def test_bfloat16_computes_in_bfloat16_and_answers_in_float32():

@@ -28,7 +28,8 @@ def method_config(config: ConfigDict, name: str, seed: int) -> ConfigDict:
     with config.unlocked():
         recipe = config.objective.recipe
         config.objective = ConfigDict({"name": name, "recipe": recipe, objective.group: own})
-        for network in {*NETWORKS} & {*config.model} - {objective.network}:
+        used = objective.network or config.model.network
+        for network in {*NETWORKS} & {*config.model} - {used}:
             del config.model[network]
         config.seed = seed
         rates = config.comparison.learning_rates

@@ -25,11 +25,13 @@ from shortcut_tpu.comparison.floor import real_floor
 from shortcut_tpu.comparison.methods import method_config, training_flops
 from shortcut_tpu.comparison.table import Row, table
 from shortcut_tpu.evaluation.distances import GaussianStatistics, frechet_distance
+from shortcut_tpu.models import NETWORKS
 from shortcut_tpu.runs.loading import load_run
 from shortcut_tpu.runs.starting import initial_state
 from shortcut_tpu.sampling.guidance import Guidance
 from shortcut_tpu.training.experiment import Experiment
 from shortcut_tpu.training.flops import count_flops
+from shortcut_tpu.training.parts import make_parts
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +83,16 @@ def test_cost_of_shortcut(config: ConfigDict) -> None:
     }
     assert flops["diffusion"] == flops["flow_matching"]
     assert flops["shortcut"] / flops["flow_matching"] == pytest.approx(3.5 / 3, rel=0.02)
+
+
+def test_the_network_in_use_keeps_its_keys(config: ConfigDict) -> None:
+    own = config.copy_and_resolve_references()
+    with own.unlocked():
+        own.model.update({"network": "in_context", "in_context": {"aux_head_depth": 1}})
+    for name, left in (("improved_meanflow", "in_context"), ("koopman", "koopman")):
+        run = method_config(own, name, 0)
+        assert {*NETWORKS} & {*run.model} == {left}
+        make_parts(run)
 
 
 def single(config: ConfigDict, workdir: Path) -> compare.Plan:

@@ -73,7 +73,7 @@ def _cells(row: Row) -> list[str]:
         f"{fullest['chip_bytes'] / _GIB:.2f} of {chip:g}, {fullest['name']}",
         f"{row['host_bytes'] / _GIB:.1f} of {host:.0f}",
         f"{row['kept_bytes'] / _GIB:.1f}",
-        f"{evaluation:.3g} s" if evaluation else "",
+        f"{evaluation:.1f} s" if evaluation else "",
         f"{row['seconds']:.0f} s",
     ]
 

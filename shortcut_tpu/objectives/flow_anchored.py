@@ -22,7 +22,8 @@ class FlowAnchored(base.Objective):
 
         || f - v ||^2 + 1 - cos(f, v),
 
-    with cos the cosine over the channels of each latent pixel. The teacher is a flow-matching
+    with cos the cosine over the channels of each latent pixel; of one channel it is but a sign and
+    is left out. The teacher is a flow-matching
     model, and the student starts from its weights.
 
     Source: "Flow-Anchored Consistency Models" (FACM, arXiv 2507.03738) and its official code, with
@@ -108,7 +109,9 @@ class FlowAnchored(base.Objective):
         error = base.mean_square(step - self.targets(inputs, step, xt, t, v, labels))
         weighted = mean_velocity.adaptive(error, self.weight_epsilon, self.weight_power)
         anchor = base.mean_square(flow - v)
-        loss = jnp.cos(math.pi / 2 * t) * weighted + anchor + 1 - _cosine(flow, v)
+        loss = jnp.cos(math.pi / 2 * t) * weighted + anchor
+        if x1.shape[-1] > 1:
+            loss += 1 - _cosine(flow, v)
         return jnp.mean(loss), {"loss_consistency": error, "loss_anchor": anchor}
 
     def sample(

@@ -145,7 +145,7 @@ def test_a_table_of_runs(walk, monkeypatch):
             f"{fullest['chip_bytes'] / gib:.2f} of 15.75, {fullest['name']}",
             f"{row['host_bytes'] / gib:.1f} of {row['host_capacity_bytes'] / gib:.0f}",
             f"{row['kept_bytes'] / gib:.1f}",
-            f"{row['evaluation_seconds']:.3g} s",
+            f"{row['evaluation_seconds']:.1f} s",
             f"{row['seconds']:.0f} s",
         ],
         ["b", "v5e-8", "does not fit: 1", *[""] * 4],

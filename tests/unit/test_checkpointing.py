@@ -1,10 +1,12 @@
 """What is saved comes back to the bit, and what is damaged is noticed and never deleted."""
 
 import contextlib
+import dataclasses
 import json
 from pathlib import Path
 import resource
 import shutil
+from typing import Any
 
 from absl import logging
 from etils import epath
@@ -268,3 +270,24 @@ def test_a_host_that_finds_nothing_is_stood_in_for(folder, monkeypatch):
     monkeypatch.setattr(checksums, "_PATIENCE_SECONDS", 0.1)
     checksums.write(checkpoint, 10, 0, hosts=2)
     assert checksums_of(folder, 10) == alone
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Newer:
+    """A state with a field that what was saved has not."""
+
+    step: Any
+    weights: Any
+    carried: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def test_a_checkpoint_of_before_a_field_was_restores(folder):
+    save(folder, 1)
+    with Checkpoints(folder, keep=5) as checkpoints:
+        found = checkpoints.restore(Newer(**abstract()), 1)
+    assert found.carried == {}
+    np.testing.assert_array_equal(found.weights, state(1)["weights"])
+    with Checkpoints(folder, keep=5) as checkpoints:
+        checkpoints.save(2, Newer(**state(2)))
+    assert int(restored(folder)[1]["step"]) == 2

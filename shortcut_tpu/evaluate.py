@@ -3,18 +3,13 @@
   python -m shortcut_tpu.evaluate --workdir=runs/digits --steps=1,4,128 --json=scores.json
   python -m shortcut_tpu.evaluate --workdir=RUN --protocol=adm --features=inception:WEIGHTS \\
       --reference=VIRTUAL_imagenet256_labeled.npz --num_samples=50000
-  python -m shortcut_tpu.evaluate --workdir=RUN --protocol=adm,fd_dinov2 \\
-      --features=inception:WEIGHTS,dinov2:WEIGHTS --reference=ADM.npz,DINOV2.npz \\
-      --held_out=ADM_VAL.npz,DINOV2_VAL.npz
   python -m shortcut_tpu.evaluate --samples=admnet_imagenet256.npz --protocol=adm \\
       --features=inception:WEIGHTS --reference=VIRTUAL_imagenet256_labeled.npz
 
 By default samples come from the evaluation average of the newest checkpoint. Started again after a
-kill, it continues where it was. On a pod every host runs this same command.
-
-Several protocols are scored one after the other. With --held_out, statistics of real images that
-are not among the reference's, each distance is also divided by theirs, and the mean of these ratios
-over the protocols is FDr (arXiv 2604.28190).
+kill, it continues where it was. On a pod every host runs this same command. Several protocols, such
+as adm,fd_dinov2, take features and references in the same order. --held_out divides each distance
+by that of other real images; FDr is the mean of these ratios (arXiv 2604.28190).
 """
 
 from collections.abc import Mapping

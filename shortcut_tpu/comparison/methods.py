@@ -37,7 +37,7 @@ def method_config(config: ConfigDict, name: str, seed: int) -> ConfigDict:
         config.train.num_steps = config.comparison.num_steps or config.train.num_steps
         del config.comparison
         # Scored here, once, at the steps of the table.
-        config.evaluation.every_steps = 0
+        config.evaluation.update({"every_steps": 0, "sheet_every_steps": 0})
     return config
 
 

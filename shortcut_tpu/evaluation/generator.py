@@ -235,5 +235,6 @@ def make_generator(
 
 
 def unit_to_uint8(images: np.ndarray) -> np.ndarray:
-    """Images in [-1, 1] to 0 .. 255, clipped and rounded."""
-    return np.rint(np.clip(images * 127.5 + 127.5, 0, 255)).astype(np.uint8)
+    """Images in [-1, 1] to 0 .. 255, clipped and rounded; what is no number is black."""
+    levels = np.rint(np.clip(images * 127.5 + 127.5, 0, 255))
+    return np.nan_to_num(levels).astype(np.uint8)

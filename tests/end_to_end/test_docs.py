@@ -286,12 +286,17 @@ def test_flags_keys_files_and_pages_that_a_page_names_exist(page):
         if re.fullmatch(rf"(?:{'|'.join(ROOMS)}|tests|docs)/[^ ]*", span):
             for name in _braces(span):
                 assert list(ROOT.glob(name)), span
-    titles = {t.lower().replace(" ", "-") for t in re.findall(r"^#+ (.*)$", text, re.MULTILINE)}
     for link in re.findall(r"\]\((?!https?:)([^)]+)\)", text):
-        if link.startswith("#"):
-            assert link[1:] in titles, link
-        else:
-            assert ((ROOT / page).parent / link).exists(), link
+        file, _, title = link.partition("#")
+        target = (ROOT / page).parent / file if file else ROOT / page
+        assert target.exists(), link
+        assert not title or title in _titles(target.read_text("utf-8")), link
+
+
+def _titles(text):
+    """The anchors of a page's titles."""
+    titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
 
 
 def test_the_first_path_through_the_code_is_as_short_as_readme_says():

@@ -106,7 +106,11 @@ def test_distance_counts_every_sample_once_and_survives_a_kill(tiny_config, devi
 def test_what_cannot_be_measured_is_refused(tiny_config, devices):
     generator = make_generator(Experiment.from_config(tiny_config, devices), IDENTITY)
     for protocol, num_samples, message in (
-        ("fid", 10, "protocol 'fid' is none of adm, official, jax-fid, fd_efficientnet, fd_pixel"),
+        (
+            "fid",
+            10,
+            "protocol 'fid' is none of adm, official, jax-fid, fd_dinov2, fd_efficientnet, fd_pixel",
+        ),
         ("fd_pixel", 1, "num_samples=1"),
         ("adm", 10, "protocol adm needs Inception's weights: --features=inception:FILE"),
     ):

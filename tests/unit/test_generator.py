@@ -109,7 +109,7 @@ def test_what_cannot_be_measured_is_refused(tiny_config, devices):
         (
             "fid",
             10,
-            "protocol 'fid' is none of adm, official, jax-fid, fd_dinov2, fd_efficientnet, fd_pixel",
+            "protocol 'fid' is none of adm, official, jax-fid, fd_dinov2, fd_efficient",
         ),
         ("fd_pixel", 1, "num_samples=1"),
         ("adm", 10, "protocol adm needs Inception's weights: --features=inception:FILE"),

@@ -93,7 +93,7 @@ def test_records(run: Run, whole: Path) -> None:
     x = jnp.asarray(pairs["noise"], jnp.float32)
     apply = jax.jit(run.experiment.model.apply)
     params = jax.device_get(run.params)
-    for t in (0, 1 / 3, 2 / 3):
+    for t in (0.0, 1 / 3, 2 / 3):
         x = x + apply(params, x, jnp.full(50, t), jnp.ones(50), pairs["label"]) / 3
     assert np.abs(x - pairs["noise"]).mean() > 0.1
     # Half a step of float16.

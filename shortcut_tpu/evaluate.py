@@ -198,7 +198,11 @@ def _held_out_distance(evaluator: Evaluator, path: str) -> float:
     """The distance of other real images to the reference's."""
     length = len(evaluator.reference.pool.mean)
     held_out = load_reference(path, evaluator.features, length)
-    return frechet_distance(held_out.pool, evaluator.reference.pool)
+    distance = frechet_distance(held_out.pool, evaluator.reference.pool)
+    # Of the reference's own images it is what rounding leaves.
+    if distance <= 1e-6 * evaluator.reference.pool.covariance.trace():
+        raise UserError(f"--held_out={path}: no distance from the reference; give other images'")
+    return distance
 
 
 def _trained_on(protocol: Protocol, run: Run) -> list[str]:

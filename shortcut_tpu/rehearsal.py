@@ -65,10 +65,8 @@ def rehearse(
         alive()
         state = _save_and_restore(experiment, state, folder)
         alive()
-        if (
-            experiment.config.evaluation.every_steps
-            or experiment.config.evaluation.sheet_every_steps
-        ):
+        planned = experiment.config.evaluation
+        if planned.every_steps or planned.sheet_every_steps:
             for n in evaluation.step_counts:
                 with _act(f"an evaluation at {n} step{'s' if n > 1 else ''}"):
                     evaluation.first_batch(state.emas["evaluation"], n)

@@ -29,7 +29,6 @@ from shortcut_tpu.evaluation.rows import Pending, ahead
 from shortcut_tpu.evaluation.sample_files import SampleWriter
 from shortcut_tpu.evaluation.sums import Sums, distances
 from shortcut_tpu.evaluation.unfinished import Unfinished
-from shortcut_tpu.pod import partitioning
 from shortcut_tpu.pod.distributed import from_first
 from shortcut_tpu.sampling.guidance import Guidance
 
@@ -79,13 +78,12 @@ class Evaluator:
           facts: all that the samples' features depend on but the parameters, for reports.
           unfinished: keeps sums, so that another process can go on.
         """
-        shards = partitioning.row_shards(generator.experiment.mesh)
         self.features = features
         self.reference = reference
         self.image_shape = image_shape
         self._generator = generator
         self._labels = labels
-        self._batch_size = max(min(batch_size, len(labels)) // shards, 1) * shards
+        self._batch_size = generator.rows_at_once(batch_size, len(labels))
         self.facts = facts
         self._unfinished = unfinished
 

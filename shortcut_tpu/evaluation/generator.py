@@ -180,6 +180,11 @@ class Generator:
         images: np.ndarray = self.submit(params, indices, labels, num_steps).result()
         return images
 
+    def rows_at_once(self, batch_size: int, count: int) -> int:
+        """Rows of a program that makes `count` samples, which all devices share alike."""
+        shards = partitioning.row_shards(self.experiment.mesh)
+        return max(min(batch_size, count) // shards, 1) * shards
+
     def images(self, params: Any, labels: np.ndarray, num_steps: int, rows: int) -> np.ndarray:
         """Samples 0 .. n - 1 [n, H, W, C] of labels [n], on every host.
 

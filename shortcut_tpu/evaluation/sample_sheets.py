@@ -17,7 +17,6 @@ from shortcut_tpu.evaluation.generator import Generator, unit_to_uint8
 from shortcut_tpu.evaluation.real_images import real_latents
 from shortcut_tpu.observability import sheets
 from shortcut_tpu.observability.charts import in_steps
-from shortcut_tpu.pod import partitioning
 
 SAME_NOISES = "samples/same_noises"
 
@@ -47,9 +46,8 @@ class SampleSheets:
         self._generator = generator
         self._step_counts = step_counts
         self._config = generator.experiment.config
-        shards = partitioning.row_shards(generator.experiment.mesh)
-        rows = min(self._config.evaluation.batch_size, self._config.evaluation.num_samples)
-        self._batch_size = max(rows // shards, 1) * shards
+        evaluation = self._config.evaluation
+        self._batch_size = generator.rows_at_once(evaluation.batch_size, evaluation.num_samples)
 
     def pages(
         self, params: Any, progress: Callable[[int], None] = lambda more: None

@@ -191,7 +191,7 @@ def state_shardings(mesh: Mesh, abstract: Any) -> Any:
     """
 
     def place(path: Any, leaf: Any) -> NamedSharding:
-        name = _name(path)
+        name = path_name(path)
         spec = _rule(name) if leaf.shape != (1,) else P()
         for dimension, held in zip(leaf.shape, spec, strict=False):
             axes = _axes(held)
@@ -279,7 +279,7 @@ class MeshPlacement:
         if not self.whole:
             return params
         return jax.tree_util.tree_map_with_path(
-            lambda path, leaf: self._gathered(leaf, _rule(_name(path))), params
+            lambda path, leaf: self._gathered(leaf, _rule(path_name(path))), params
         )
 
     def weights(self, module: str, weights: Any) -> Any:
@@ -289,7 +289,7 @@ class MeshPlacement:
 
         def place(path: Any, leaf: jax.Array) -> jax.Array:
             # Without the leading axis, which is the layer.
-            spec = P(*tuple(_rule(f"{module}/{_name(path)}"))[1:])
+            spec = P(*tuple(_rule(f"{module}/{path_name(path)}"))[1:])
             shape, held = _heads_joined(leaf.shape, spec)
             if self.whole:
                 # They are whole already; their gradients are scattered here. The compiler sums
@@ -362,7 +362,8 @@ def _axes(held: str | tuple[str, ...] | None) -> tuple[str, ...]:
     return (held,) if isinstance(held, str) else held
 
 
-def _name(path: Any) -> str:
+def path_name(path: Any) -> str:
+    """Where a leaf of a tree stands, as blocks/qkv/kernel, from JAX's path of keys."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 

@@ -20,6 +20,7 @@ from data_pipeline.errors import UserError
 from shortcut_tpu.models import NETWORKS, InContext, Model, Params
 from shortcut_tpu.models.dit import Transformer
 from shortcut_tpu.objectives.told_guidance import UNGUIDED
+from shortcut_tpu.pod import partitioning
 from shortcut_tpu.training import refitting
 from shortcut_tpu.training.parts import Parts
 
@@ -325,7 +326,7 @@ def _key(network: type[Model], field: str) -> str:
 
 def _flat(params: Params) -> Arrays:
     return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        partitioning.path_name(path): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
     }
 

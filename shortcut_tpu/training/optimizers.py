@@ -15,6 +15,7 @@ import optax
 from optax import contrib
 
 from shortcut_tpu.models import Params
+from shortcut_tpu.pod import partitioning
 
 # Muon's matrices: for the first pattern found in a weight's path, the axes that are the matrix's
 # inputs and outputs; all others, such as the layer's, are a stack of matrices. What is in no line,
@@ -113,7 +114,7 @@ def matrices(params: Params) -> Any:
     """For each parameter the axes of the matrices that Muon orthogonalises, or None."""
 
     def axes(path: Any, leaf: Any) -> contrib.MuonDimensionNumbers | None:
-        name = "/" + jax.tree_util.keystr(path, simple=True, separator="/")
+        name = "/" + partitioning.path_name(path)
         for pattern, inputs, outputs in _MATRICES:
             if re.search(pattern, name) and leaf.ndim > max(outputs):
                 return contrib.MuonDimensionNumbers(inputs, outputs)

@@ -200,6 +200,9 @@ def test_evaluate_by_several_protocols_gives_fdr(job, command, tmp_path):
     status, said = command("shortcut_tpu.evaluate", *arguments, f"--held_out={other}")
     assert status == 1
     assert "1 for 2 protocols; give one for each, comma-separated" in said.splitlines()[-1]
+    status, said = command("shortcut_tpu.evaluate", *arguments, f"--held_out={first},{other}")
+    assert status == 1
+    assert f"--held_out={first}: no distance from the reference" in said.splitlines()[-1]
 
 
 def test_sample_draws_what_is_asked_for(job, command, tmp_path):

@@ -60,8 +60,8 @@ def get_config():
     config.model.koopman.code_channels = 32
     config.checkpoint.every_steps = 500
     config.evaluation.every_steps = 1_000
-    # The first within two minutes of training.
-    config.evaluation.sheet_every_steps = 250
+    # Drawn by the programs of evaluations: each takes seconds.
+    config.evaluation.sheet_every_steps = 500
     config.evaluation.steps = (1, 4, 32)
     config.evaluation.num_samples = 2_000
     config.evaluation.batch_size = 500
